@@ -1,0 +1,17 @@
+"""Transfusion, reproduced. The public names; modules are loaded when they are first used."""
+
+import importlib
+
+__version__ = "0.1.0"
+__all__ = [
+    "Comparison", "Data", "Init", "Optim", "Run",
+    "data", "experiments", "inits", "models", "similarity", "store", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str):
+    if name in ("Comparison", "Data", "Init", "Optim", "Run"):
+        return getattr(importlib.import_module("transfusion.config"), name)
+    if name in __all__:
+        return importlib.import_module(f"transfusion.{name}")
+    raise AttributeError(f"module 'transfusion' has no attribute {name!r}")

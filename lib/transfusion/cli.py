@@ -1,0 +1,102 @@
+"""The command `transfusion`: a thin skin over the library."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 only if everything asked for was done."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except (ValueError, OSError, RuntimeError) as error:
+        if arguments.debug:
+            raise
+        print(f"transfusion: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("transfusion: interrupted; finished runs are kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="transfusion", description=__doc__)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = _verb(verbs, "run", _run, "compute what a study misses and render its chapters")
+    run.add_argument("study")
+    run.add_argument("--chapter", action="append", help="only this one (may be repeated)")
+    run.add_argument("--jobs", type=int, help="processes at once; default: cores, or 1 on a GPU")
+
+    status = _verb(verbs, "status", _status, "what is done, missing, failed or stale")
+    status.add_argument("study")
+
+    book = _verb(verbs, "book", _book, "build the book from rendered chapters")
+    book.add_argument("--study", default="quick", help="the study shown on the main pages")
+
+    data = _verb(verbs, "data", _data, "check and prepare a folder of images and its table")
+    data.add_argument("name", help="eyepacs, or any name for a folder with a CSV table")
+    data.add_argument("--from", dest="folder", type=Path, required=True)
+    data.add_argument("--size", type=int, required=True, help="pixels, square")
+    data.add_argument("--labels", type=Path, help="the table, if it is not labels.csv")
+    data.add_argument("--target", action="append", help="label column (may be repeated)")
+    data.add_argument("--patient", help="column that tells patients apart")
+
+    weights = _verb(verbs, "weights", _weights, "check and keep pretrained weights")
+    weights.add_argument("model", help="a model of transfusion.models, such as resnet50")
+    weights.add_argument("--from", dest="path", type=Path, help="default: torchvision's download")
+    weights.add_argument("--name", default="imagenet")
+    return parser
+
+
+def _verb(verbs, name: str, command, text: str) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=text, description=text)
+    verb.set_defaults(command=command)
+    return verb
+
+
+# Each command imports what it needs: `--help` should not wait for torch.
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from transfusion import render
+
+    render.study(arguments.study, arguments.chapter, jobs=arguments.jobs)
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from transfusion import experiments
+
+    print(experiments.status(arguments.study).to_string())
+
+
+def _book(arguments: argparse.Namespace) -> None:
+    from transfusion import render
+
+    print(f"The book is at {render.book(arguments.study)}")
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    from transfusion import data
+
+    options = {"labels": arguments.labels, "patient": arguments.patient}
+    name = data.ingest(
+        arguments.name,
+        size=arguments.size,
+        folder=arguments.folder,
+        target=arguments.target,
+        **options,
+    )
+    print(f"target: {name}")
+
+
+def _weights(arguments: argparse.Namespace) -> None:
+    from transfusion import inits
+
+    name = inits.import_weights(arguments.model, arguments.path, arguments.name)
+    print(f"weights: {{{arguments.model}: {name}}}")

@@ -1,0 +1,142 @@
+"""What a result depends on: frozen, strict specifications, and the key made of them."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+# Raised by hand when the meaning of a field, or of the code that trains or compares, changes.
+SCHEMA = 1
+STRICT = ConfigDict(strict=True, extra="forbid")
+InitName = Literal["random", "transfer", "mean_var"]
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+def key(spec: Any) -> str:
+    """First 12 hex digits of the sha256 of a specification's canonical JSON and SCHEMA."""
+    fields = {"kind": type(spec).__name__, "schema": SCHEMA, **asdict(spec)}
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Data:
+    """Images of one task. A prepared data set is named `name@digest`, so its content is in the key.
+
+    `train`, `valid`, `test` count images; None takes all of a prepared split.
+    """
+
+    name: str
+    size: Annotated[int, Field(ge=16, le=1024)]  # pixels, square
+    train: Count | None = None
+    valid: Count | None = None
+    test: Count | None = None
+    seed: int = 0  # of the synthetic images, and of the choice of a training subset
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Init:
+    """How a network starts, and from what: a run pretrained here, or named weights."""
+
+    name: InitName = "random"
+    source: Run | str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Optim:
+    """Adam with a linear warm-up and a cosine decay; the paper's own recipe was not recovered."""
+
+    steps: Count
+    batch: Count = 32
+    lr: Positive = 0.001
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0001
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the steps
+    evaluations: Count = 20  # points of the learning curve
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Run:
+    """One network trained once."""
+
+    data: Data
+    model: str
+    init: Init
+    optim: Optim
+    seed: int = 0
+
+    @cached_property
+    def key(self) -> str:
+        return key(self)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Comparison:
+    """Canonical correlations between all networks of `runs`, each before and after training."""
+
+    runs: tuple[Run, ...]
+    images: Count = 1000  # of the test split
+    positions: Count = 16  # random positions an image, the same in every network
+    neurons: Count = 64  # random channels a layer, so that widths can be compared
+    seed: int = 0
+
+    @cached_property
+    def key(self) -> str:
+        return key(self)
+
+
+def dump(spec: Run | Comparison) -> dict:
+    """A specification as plain JSON types, with its kind."""
+    return {"kind": type(spec).__name__, **asdict(spec)}
+
+
+def load(fields: dict) -> Run | Comparison:
+    """The inverse of `dump`; raises pydantic.ValidationError on anything unknown."""
+    kinds = {"Run": Run, "Comparison": Comparison}
+    spec = {name: value for name, value in fields.items() if name != "kind"}
+    return TypeAdapter(kinds[fields["kind"]]).validate_json(json.dumps(spec))
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML whose 1e-3 is a number, as in YAML 1.2."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def read_yaml(path: Path) -> dict:
+    """A flat parameter file; raises ValueError where it is not one."""
+    try:
+        values = yaml.load(path.read_text(), Loader=_Yaml)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from None
+    if not isinstance(values or {}, dict):
+        raise ValueError(f"{path}: expected `name: value` lines, got a {type(values).__name__}")
+    return values or {}
+
+
+def one_of(value: str, options: Iterable[str], what: str) -> str:
+    """`value` if it is one of `options`; else a ValueError that names them and the nearest."""
+    options = list(options)
+    if value in options:
+        return value
+    near = difflib.get_close_matches(str(value), options, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown {what} {value!r}; possible: {', '.join(options)}.{hint}")

@@ -1,0 +1,419 @@
+"""What each chapter needs run, and the collected Dataset that it shows.
+
+No torch is imported here until something is missing, so a book whose results exist needs none.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import pandas as pd
+import xarray as xr
+from pydantic import ValidationError
+from pydantic.dataclasses import dataclass
+from tqdm import tqdm
+
+from transfusion import config, data, store
+
+Spec = config.Run | config.Comparison
+Labels = dict[str, str | int]
+STATES = ("initial", "final")
+
+
+@dataclass(frozen=True, kw_only=True, config=config.STRICT)
+class Knobs:
+    """The parameters of the notebooks; params/README.md explains each, with units."""
+
+    study: str
+    models: list[str]
+    seeds: config.Count
+    image_size: int
+    target: str = "fundus"
+    targets: list[str] | None = None
+    source: str = "objects"
+    weights: dict[str, str] = field(default_factory=dict)
+    inits: list[config.InitName] = field(default_factory=lambda: ["random"])
+    train_size: config.Count | None = None
+    valid_size: config.Count | None = None
+    test_size: config.Count | None = None
+    source_size: config.Count = 1000
+    steps: config.Count
+    source_steps: config.Count = 100
+    batch: config.Count = 32
+    lr: config.Positive = 0.001
+    evaluations: config.Count = 20
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    images: config.Count = 1000
+    positions: config.Count = 16
+    neurons: config.Count = 64
+
+
+# --- chapter and parameters -> runs ----------------------------------------------------------
+
+
+def runs(chapter: str, **parameters) -> list[Spec]:
+    """The runs, or comparisons of them, that a chapter needs; raises ValueError for bad knobs."""
+    return [spec for _, spec in _labelled(chapter, _knobs(parameters))]
+
+
+def _knobs(parameters: dict) -> Knobs:
+    for name in parameters:
+        config.one_of(name, Knobs.__dataclass_fields__, "parameter")
+    for init in parameters.get("inits", []):
+        config.one_of(init, get_args(config.InitName), "init")
+    try:
+        return Knobs(**parameters)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}"
+            for e in error.errors()
+        ]
+        raise ValueError("; ".join(lines)) from None
+
+
+def _labelled(chapter: str, knobs: Knobs) -> list[tuple[Labels, Spec]]:
+    return list(CHAPTERS[config.one_of(chapter, CHAPTERS, "chapter")](knobs))
+
+
+def _trainings(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
+    """Models x inits x seeds on one target (performance, weight_scaling)."""
+    for model in knobs.models:
+        for init in knobs.inits:
+            for seed in range(knobs.seeds):
+                run = _run(knobs, knobs.target, model, init, seed)
+                yield {"model": model, "init": init, "seed": seed}, run
+
+
+def _comparisons(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
+    """One comparison a model, of all its networks (representations)."""
+    chosen = {"images": knobs.images, "positions": knobs.positions, "neurons": knobs.neurons}
+    for model in knobs.models:
+        nets = tuple(
+            _run(knobs, knobs.target, model, init, seed)
+            for init in knobs.inits
+            for seed in range(knobs.seeds)
+        )
+        yield {"model": model}, config.Comparison(runs=nets, **chosen)
+
+
+def _tasks(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
+    """Models x targets x seeds from random init (data)."""
+    for model in knobs.models:
+        for target in knobs.targets or [knobs.target]:
+            for seed in range(knobs.seeds):
+                run = _run(knobs, target, model, "random", seed)
+                yield {"model": model, "target": target, "seed": seed}, run
+
+
+CHAPTERS: dict[str, Callable[[Knobs], Iterator[tuple[Labels, Spec]]]] = {
+    "data": _tasks,
+    "performance": _trainings,
+    "representations": _comparisons,
+    "weight_scaling": _trainings,
+}
+
+
+def _run(knobs: Knobs, target: str, model: str, init: str, seed: int) -> config.Run:
+    images = config.Data(
+        name=data.resolve(target),
+        size=knobs.image_size,
+        train=knobs.train_size,
+        valid=knobs.valid_size,
+        test=knobs.test_size,
+    )
+    start = config.Init(name=init, source=None if init == "random" else _source(knobs, model))
+    return config.Run(
+        data=images, model=model, init=start, optim=_optim(knobs, knobs.steps), seed=seed
+    )
+
+
+def _source(knobs: Knobs, model: str) -> config.Run | str:
+    """Named pretrained weights where the study has them for a model, else a run on `source`."""
+    if model in knobs.weights:
+        return knobs.weights[model]
+    size = knobs.source_size
+    images = config.Data(
+        name=data.resolve(knobs.source),
+        size=knobs.image_size,
+        train=size,
+        valid=max(100, size // 10),
+        test=max(100, size // 10),
+    )
+    optim = _optim(knobs, knobs.source_steps)
+    return config.Run(data=images, model=model, init=config.Init(), optim=optim)
+
+
+def _optim(knobs: Knobs, steps: int) -> config.Optim:
+    return config.Optim(
+        steps=steps,
+        batch=knobs.batch,
+        lr=knobs.lr,
+        evaluations=knobs.evaluations,
+        precision=_precision() if knobs.precision == "auto" else knobs.precision,
+    )
+
+
+def _precision() -> str:
+    """bfloat16 where it is fast (a GPU, or a CPU that has it), else float32; without torch.
+
+    Elsewhere a CPU emulates bfloat16, at a tenth of the speed.
+    """
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text() if info.exists() else ""
+    fast = gpus() or "avx512_bf16" in flags or "amx_bf16" in flags
+    return "bfloat16" if fast else "float32"
+
+
+def gpus() -> int:
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+# --- runs -> the collected Dataset -----------------------------------------------------------
+
+
+def collect(chapter: str, **parameters) -> xr.Dataset:
+    """The Dataset that a chapter shows; what is missing is computed first, with a progress bar.
+
+    Collected results that hold these very runs are taken as they are. Dims are `model, init (or
+    target), seed, step` for trainings and `model, block, pair` for comparisons; attrs carry every
+    run's key, status, device, commit and seconds.
+    """
+    knobs = _knobs(parameters)
+    labelled = _labelled(chapter, knobs)
+    if is_collected(knobs.study, chapter, [spec for _, spec in labelled]):
+        return store.open(knobs.study, chapter)
+    compute([spec for _, spec in labelled])
+    results = [(labels, spec, _result(spec)) for labels, spec in labelled]
+    dataset = _comparison_table(results) if chapter == "representations" else _run_table(results)
+    facts = [_facts(labels, spec, result) for labels, spec, result in results]
+    dataset.attrs = {"runs": json.dumps(facts), "parameters": json.dumps(asdict(knobs))}
+    store.save(knobs.study, chapter, dataset)
+    return dataset
+
+
+def _keys(dataset: xr.Dataset) -> list[str]:
+    return [run["key"] for run in json.loads(dataset.attrs["runs"])]
+
+
+def _result(spec: Spec) -> xr.Dataset:
+    result = store.read(spec.key)
+    if result is None:
+        raise RuntimeError(f"result {spec.key} vanished after it was computed")
+    return result
+
+
+def _facts(labels: Labels, spec: Spec, result: xr.Dataset) -> dict:
+    names = ("status", "reason", "device", "commit", "torch", "seconds", "best_step")
+    return {"key": spec.key, **labels, **{n: result.attrs[n] for n in names if n in result.attrs}}
+
+
+Results = list[tuple[Labels, Spec, xr.Dataset]]
+
+
+def _run_table(results: Results) -> xr.Dataset:
+    """Curves and test AUC of runs, unstacked along their labels; failed runs are nan."""
+    wanted = ["auc", "loss", "test_auc", "test_ap"]
+    parts = [result[[n for n in wanted if n in result]] for _, _, result in results]
+    stacked = xr.concat(
+        parts, "run", data_vars="all", coords="minimal", join="outer", combine_attrs="drop"
+    )
+    return _unstack(stacked, [labels for labels, _, _ in results], "run")
+
+
+def _comparison_table(results: Results) -> xr.Dataset:
+    """Comparisons of several models; networks are named by init, seed and state."""
+    parts = []
+    for _, spec, result in results:
+        nets = {run.key: (run.init.name, run.seed) for run in spec.runs}
+        names = [
+            _pair_name(nets, a, b)
+            for a, b in zip(result.net_a.values, result.net_b.values, strict=True)
+        ]
+        part = result.drop_vars(["net_a", "net_b"]).assign_coords(pair=names)
+        parts.append(
+            part.assign_coords(depth=("block", range(len(part.block)))).reset_coords("depth")
+        )
+    stacked = xr.concat(
+        parts, "model", data_vars="all", coords="minimal", join="outer", combine_attrs="drop"
+    )
+    stacked = stacked.assign_coords(model=[labels["model"] for labels, _, _ in results])
+    return stacked.assign_coords(_pair_coordinates(stacked["pair"].values))
+
+
+def _pair_name(nets: dict[str, tuple[str, int]], a: str, b: str) -> str:
+    """`init seed state | init seed state`."""
+    return " | ".join(
+        f"{nets[key][0]} {nets[key][1]} {state}" for key, state in (n.split(":") for n in (a, b))
+    )
+
+
+def _pair_coordinates(pairs: Iterable[str]) -> dict[str, tuple[str, list]]:
+    fields = [[*a.split(" "), *b.split(" ")] for a, b in (pair.split(" | ") for pair in pairs)]
+    names = ("init_a", "seed_a", "state_a", "init_b", "seed_b", "state_b")
+    columns = dict(zip(names, map(list, zip(*fields, strict=True)), strict=True))
+    return {name: ("pair", values) for name, values in columns.items()}
+
+
+def _unstack(stacked: xr.Dataset, labels: list[Labels], dim: str) -> xr.Dataset:
+    index = pd.MultiIndex.from_frame(pd.DataFrame(labels))
+    coords = xr.Coordinates.from_pandas_multiindex(index, dim)
+    table = stacked.assign_coords(coords).unstack(dim)
+    # Unstacking sorts; the order of the parameters is the order of rows in tables and figures.
+    order = {name: list(dict.fromkeys(values)) for name, values in pd.DataFrame(labels).items()}
+    return table.reindex(order)
+
+
+# --- computing -------------------------------------------------------------------------------
+
+
+class Failed(RuntimeError):
+    """Some of the work could not be done; what was finished is kept."""
+
+
+def missing(specs: Iterable[Spec]) -> list[Spec]:
+    """Whatever is not there yet, of these and of what they need, in the order of need."""
+    needed: dict[str, Spec] = {}
+    for spec in specs:
+        if store.read(spec.key) is None:
+            for need in _needs(spec):
+                needed.setdefault(need.key, need)
+            needed[spec.key] = spec
+    return [s for s in needed.values() if s in specs or not _usable(s)]
+
+
+def _needs(spec: Spec) -> list[Spec]:
+    """What must exist, with its weights, before a spec can be computed; sources first."""
+    if isinstance(spec, config.Comparison):
+        needs = [need for run in spec.runs for need in [*_needs(run), run]]
+        return list({need.key: need for need in needs}.values())
+    return [spec.init.source] if isinstance(spec.init.source, config.Run) else []
+
+
+def _usable(spec: Spec) -> bool:
+    return store.status(spec.key) == "failed" or store.weights_path(spec.key) is not None
+
+
+def compute(specs: Iterable[Spec], *, jobs: int | None = None) -> None:
+    """Compute what is missing, one process a core (one in all on a GPU), one thread each.
+
+    Everything is checked before anything starts. Raises ValueError for what cannot run, OSError
+    for a cache that cannot be written, Failed if some work broke down, after finishing the rest.
+    """
+    todo = missing(list(specs))
+    if not todo:
+        return
+    store.require_writable()
+    _check(todo)
+    jobs = jobs or (1 if gpus() else os.cpu_count() or 1)
+    errors: dict[str, BaseException] = {}
+    with tqdm(total=len(todo), desc="runs", unit="run", disable=None, smoothing=0) as bar:
+        for wave in _waves(todo):
+            for key, error in _perform_all(wave, min(jobs, len(wave))):
+                bar.update()
+                if error is not None:
+                    errors[key] = error
+    if errors:
+        lines = [
+            f"{key}: {error} (log: {store.run_folder(key)}/log.txt)"
+            for key, error in errors.items()
+        ]
+        raise Failed(
+            f"{len(errors)} of {len(todo)} could not be computed:\n  " + "\n  ".join(lines)
+        )
+
+
+def _check(todo: list[Spec]) -> None:
+    from transfusion import train  # torch, needed only now
+
+    for spec in todo:
+        for run in spec.runs if isinstance(spec, config.Comparison) else [spec]:
+            train.check(run)
+
+
+def _waves(todo: list[Spec]) -> list[list[Spec]]:
+    """Sources, then runs, then comparisons: each wave needs only the ones before it."""
+    sources = {need.key for spec in todo if isinstance(spec, config.Run) for need in _needs(spec)}
+    waves: list[list[Spec]] = [[], [], []]
+    for spec in todo:
+        compares = isinstance(spec, config.Comparison)
+        waves[2 if compares else 0 if spec.key in sources else 1].append(spec)
+    return [wave for wave in waves if wave]
+
+
+def _perform_all(specs: list[Spec], jobs: int) -> Iterator[tuple[str, BaseException | None]]:
+    """Each spec's key and error (None if it went well), as they end; one or several processes."""
+    # Set before the processes start: the libraries read it once, when they are loaded.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    spawn = multiprocessing.get_context("spawn")  # a forked CUDA or OpenMP state is broken
+    with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
+        futures = {pool.submit(_perform, config.dump(spec)): spec.key for spec in specs}
+        for future in as_completed(futures):
+            error = future.exception()
+            if isinstance(error, BrokenProcessPool):
+                error = Failed("its process was killed (out of memory?)")
+            yield futures[future], error
+
+
+def _perform(fields: dict) -> None:
+    from transfusion import activations, train
+
+    spec = config.load(fields)
+    if isinstance(spec, config.Comparison):
+        activations.compare(spec)
+    else:
+        train.fit(spec)
+
+
+# --- studies ---------------------------------------------------------------------------------
+
+
+def studies() -> list[str]:
+    return sorted(path.parent.name for path in (store.HOME / "params").glob("*/common.yml"))
+
+
+def parameters(study: str, chapter: str) -> dict:
+    """The parameter files of a study for a chapter, as papermill would join them.
+
+    Raises ValueError for an unknown study, chapter or a study without that file.
+    """
+    config.one_of(study, studies(), "study")
+    config.one_of(chapter, CHAPTERS, "chapter")
+    folder = store.HOME / "params" / study
+    if not (folder / f"{chapter}.yml").exists():
+        raise ValueError(
+            f"study {study!r} has no {chapter}.yml; it has {', '.join(chapters(study))}"
+        )
+    return config.read_yaml(folder / "common.yml") | config.read_yaml(folder / f"{chapter}.yml")
+
+
+def chapters(study: str) -> list[str]:
+    """The chapters that a study has parameters for, in the order of the book."""
+    return [c for c in CHAPTERS if (store.HOME / "params" / study / f"{c}.yml").exists()]
+
+
+def status(study: str) -> pd.DataFrame:
+    """Runs and comparisons of each chapter by state, and the seconds spent on them."""
+    rows = []
+    for chapter in chapters(study):
+        specs = runs(chapter, **parameters(study, chapter))
+        states = pd.Series([store.status(spec.key) for spec in specs]).value_counts()
+        collected = "yes" if is_collected(study, chapter, specs) else "no"
+        rows.append({"chapter": chapter, "collected": collected, **states})
+    columns = ["chapter", "collected", "done", "failed", "started", "missing"]
+    return pd.DataFrame(rows).reindex(columns=columns).fillna(0).set_index("chapter")
+
+
+def is_collected(study: str, chapter: str, specs: list[Spec]) -> bool:
+    """Whether the collected results are those of these very runs."""
+    try:
+        return _keys(store.open(study, chapter)) == [spec.key for spec in specs]
+    except (FileNotFoundError, store.Damaged):
+        return False

@@ -1,0 +1,114 @@
+"""The networks: the paper's CBR family, and torchvision's, each naming its ordered blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from transfusion import config
+
+
+@dataclass(frozen=True)
+class CBR:
+    """Widths and kernel of a Conv-BatchNorm-ReLU network (paper, section 3)."""
+
+    kernel: int
+    widths: tuple[int, ...]
+    last_pool: bool = True  # LargeT has no pooling after its fifth block
+
+
+# Tiny follows the printed parameter count (1,076,480); the widths in the paper's text, 64-128-256-
+# 512, would make it four times as large, larger than Small.
+CBRS = {
+    "cbr_large_t": CBR(7, (32, 64, 128, 256, 512), last_pool=False),
+    "cbr_large_w": CBR(7, (64, 128, 256, 512)),
+    "cbr_small": CBR(7, (32, 64, 128, 256)),
+    "cbr_tiny": CBR(5, (32, 64, 128, 256)),
+}
+RESNET_BLOCKS = {
+    "conv1": ("conv1", "bn1", "relu"),
+    **{f"block{i}": (f"layer{i}",) for i in range(1, 5)},
+}
+
+
+def names() -> list[str]:
+    """What `build` knows: the CBR family and torchvision's classification models."""
+    return [*CBRS, *torchvision.models.list_models(module=torchvision.models)]
+
+
+def build(name: str, *, outputs: int, channels: int = 3, seed: int = 0) -> nn.Module:
+    """A freshly initialised network (N, channels, H, W) -> (N, outputs).
+
+    The weights depend on `seed` alone, not on the global generator. `net.blocks` maps each block,
+    in order, to its modules' names; the last of them holds the block's output. `net.head_name`
+    is the classifier, the only part whose shape depends on `outputs`.
+    Raises ValueError for an unknown name.
+    """
+    config.one_of(name, names(), "model")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = _cbr(CBRS[name], outputs, channels) if name in CBRS else _torchvision(name, outputs)
+    if channels != 3 and name not in CBRS:
+        raise ValueError(f"{name} takes 3 channels, got channels={channels}")
+    return net
+
+
+def _cbr(form: CBR, outputs: int, channels: int) -> nn.Module:
+    net = nn.Sequential()
+    last = len(form.widths)
+    for i, width in enumerate(form.widths, start=1):
+        pool = i < last or form.last_pool
+        net.add_module(f"block{i}", _block(channels, width, form.kernel, pool))
+        channels = width
+    net.add_module("pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    net.add_module("head", nn.Linear(channels, outputs))
+    net.blocks = {f"block{i}": (f"block{i}",) for i in range(1, last + 1)}
+    net.head_name = "head"
+    return net
+
+
+def _block(channels: int, width: int, kernel: int, pool: bool) -> nn.Sequential:
+    """conv, batch norm, ReLU, 3x3 max-pool of stride 2; padded, so that small images fit."""
+    conv = nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False)
+    # As torchvision's ResNets, so that "random" means the same in every model.
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    parts = [conv, nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*parts, *([nn.MaxPool2d(3, stride=2, padding=1)] if pool else []))
+
+
+def _torchvision(name: str, outputs: int) -> nn.Module:
+    extra = {"aux_logits": False, "init_weights": True} if name == "inception_v3" else {}
+    net = torchvision.models.get_model(name, weights=None, num_classes=outputs, **extra)
+    net.head_name = [n for n, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
+    if isinstance(net, torchvision.models.ResNet):
+        net.blocks = dict(RESNET_BLOCKS)
+    else:
+        children = [n for n, child in net.named_children() if any(True for _ in child.parameters())]
+        net.blocks = {n: (n,) for n in children if not net.head_name.startswith(n)}
+    return net
+
+
+def in_head(net: nn.Module, tensor: str) -> bool:
+    """Whether a tensor of the state dict belongs to the classifier."""
+    return tensor.rpartition(".")[0] == net.head_name
+
+
+def paper_count(net: nn.Module) -> int:
+    """Parameters as the paper's Table 1 counts them for its CBR networks.
+
+    Weights of every convolution but the first, and of the classifier without its bias: the rule
+    that gives all four printed counts exactly.
+    """
+    kinds = (nn.Conv2d, nn.Linear)
+    weights = [module.weight.numel() for module in net.modules() if isinstance(module, kinds)]
+    return sum(weights[1:])
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(N, 3, H, W) uint8 -> float32 with ImageNet's mean and deviation, as the weights expect."""
+    mean = torch.tensor([0.485, 0.456, 0.406], device=images.device).view(3, 1, 1)
+    deviation = torch.tensor([0.229, 0.224, 0.225], device=images.device).view(3, 1, 1)
+    return (images.float() / 255 - mean) / deviation

@@ -1,0 +1,21 @@
+"""The paper's reported numbers as data: where each stands, and how far to trust it."""
+
+from importlib.resources import files
+
+import pandas as pd
+
+# Most to least trustworthy. The paper's appendix was not read; `unconfirmed` has no source seen.
+CONFIDENCE = ("confirmed by arithmetic", "second hand", "read off the figure", "unconfirmed")
+
+
+def numbers(where: str, measure: str) -> pd.DataFrame:
+    """Rows of one table or figure (`Table 1`) for one measure, indexed by model and init.
+
+    AUC is in percent, CCA in [0, 1], speed-up a ratio of steps. Raises ValueError if there are
+    none.
+    """
+    table = pd.read_csv(str(files("transfusion") / "paper.csv"), keep_default_na=False)
+    rows = table[(table["where"] == where) & (table["measure"] == measure)]
+    if rows.empty:
+        raise ValueError(f"nothing recorded of {measure!r} in {where!r}")
+    return rows.astype({"value": float}).set_index(["model", "init"])

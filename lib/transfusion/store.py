@@ -1,0 +1,293 @@
+"""The only module that knows `data_cache`: where things lie, how they are written, what is whole.
+
+Layout and schema are described in data_cache/README.md. Whatever is written goes to a temporary
+name first and is renamed; a result counts only when its `done.json`, written last, names the
+checksums of its files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from filelock import FileLock
+
+from transfusion import config
+
+HOME = Path(__file__).resolve().parents[2]  # the checkout
+LAYOUT = "result/1"
+
+
+def root() -> Path:
+    """The cache folder; the variable TRANSFUSION_CACHE moves it."""
+    return Path(os.environ.get("TRANSFUSION_CACHE") or HOME / "data_cache").resolve()
+
+
+def run_folder(key: str) -> Path:
+    return root() / "runs" / key
+
+
+def weights_file(name: str) -> Path:
+    return root() / "weights" / f"{name}.safetensors"
+
+
+def require_writable() -> None:
+    """Raise PermissionError or OSError before work starts if results could not be kept."""
+    try:
+        root().mkdir(parents=True, exist_ok=True)
+        with atomic(root() / ".probe") as path:
+            path.write_bytes(b"\0" * (1 << 20))
+        (root() / ".probe").unlink()
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"cannot write results to {root()}: {error.strerror}; free or move it "
+            "(TRANSFUSION_CACHE names another folder)",
+        ) from None
+
+
+# --- atomic writes ---------------------------------------------------------------------------
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic(target: Path) -> Iterator[Path]:
+    """A temporary path beside `target`; file or folder takes its place when the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _fsync(path)
+        _replace(temporary, target)
+    finally:
+        _remove(temporary)
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    """Rename, keeping the old folder under another name until the new one is in place."""
+    if not target.is_dir():
+        os.replace(temporary, target)
+        return
+    old = _old(target)
+    _remove(old)
+    os.replace(target, old)
+    os.replace(temporary, target)
+    _remove(old)
+
+
+def _old(target: Path) -> Path:
+    return target.parent / f".{target.name}.old"
+
+
+def _restore(target: Path) -> None:
+    """Undo a replacement that was killed between its two renames."""
+    if not target.exists() and _old(target).exists():
+        os.replace(_old(target), target)
+
+
+def write_json(path: Path, value: Any) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+class Damaged(ValueError):
+    """Files on disk are not what was written."""
+
+
+def write_zarr(dataset: xr.Dataset, path: Path) -> None:
+    """Write a Dataset as zarr, atomically, with the checksum of its values in its attrs.
+
+    Strings become objects and nothing is consolidated: zarr 3 warns about the other forms.
+    """
+    plain = dataset.drop_encoding().assign_attrs(sha256=checksum(dataset))
+    for name, values in plain.variables.items():
+        if values.dtype.kind == "U":
+            plain[name] = plain[name].astype(object)
+    with atomic(path) as temporary:
+        plain.to_zarr(temporary, mode="w", consolidated=False)
+
+
+def read_zarr(path: Path) -> xr.Dataset:
+    """Read a Dataset into memory; raises FileNotFoundError, or Damaged (zarr reads holes as 0)."""
+    _restore(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no store at {path}")
+    try:
+        with xr.open_zarr(path, consolidated=False, chunks=None) as stored:
+            dataset = stored.load()
+    except Exception as error:  # a truncated store fails in as many ways as it has files
+        raise Damaged(f"{path} cannot be read ({error}); delete it") from error
+    if dataset.attrs.pop("sha256", None) != checksum(dataset):
+        raise Damaged(f"{path}: values differ from those written; delete it")
+    return _plain_strings(dataset)
+
+
+def _plain_strings(dataset: xr.Dataset) -> xr.Dataset:
+    """zarr's variable-length strings as numpy's own, as they were before writing."""
+    strings = {n: v for n, v in dataset.variables.items() if v.dtype.kind in "OT"}
+    plain = {n: (v.dims, np.array(v.values.tolist(), dtype=str)) for n, v in strings.items()}
+    coords = {n: value for n, value in plain.items() if n in dataset.coords}
+    return dataset.assign({n: plain[n] for n in plain.keys() - coords.keys()}).assign_coords(coords)
+
+
+def checksum(values: xr.Dataset | Path) -> str:
+    """sha256 of a file, or of a Dataset's names, dims, types and values."""
+    if isinstance(values, Path):
+        return hashlib.sha256(values.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for name, variable in sorted(values.variables.items(), key=lambda item: str(item[0])):
+        digest.update(f"{name} {variable.dims} {variable.shape} ".encode())
+        digest.update(_content(variable.values))
+    return digest.hexdigest()
+
+
+def _content(values: np.ndarray) -> bytes:
+    if values.dtype.kind in "OUT":  # strings, however zarr gives them back
+        return json.dumps([str(value) for value in values.ravel()]).encode()
+    return str(values.dtype).encode() + np.ascontiguousarray(values).tobytes()
+
+
+# --- results by key --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def lease(key: str) -> Iterator[None]:
+    """Hold a key, so that two processes never compute it at once; falls with the process."""
+    run_folder(key).mkdir(parents=True, exist_ok=True)
+    with FileLock(run_folder(key) / "lock"):
+        yield
+
+
+def finish(spec: Any, dataset: xr.Dataset, *, status: str = "done", seconds: float = 0.0) -> None:
+    """Keep a result under its key; `status` is `done` or `failed` (with attrs saying why)."""
+    folder = run_folder(spec.key)
+    facts = {"schema": LAYOUT, "key": spec.key, "status": status, "seconds": seconds}
+    write_json(folder / "spec.json", config.dump(spec))
+    write_zarr(dataset.assign_attrs(facts | provenance()), folder / "result.zarr")
+    sums = {path.name: checksum(path) for path in folder.glob("*.safetensors")}
+    write_json(folder / "done.json", facts | {"sha256": sums})
+
+
+def read(key: str) -> xr.Dataset | None:
+    """The result kept under a key, or None where there is none or its files are not whole."""
+    if _done(key) is None:
+        return None
+    try:
+        return read_zarr(run_folder(key) / "result.zarr")
+    except (FileNotFoundError, Damaged):
+        return None
+
+
+def save_weights(key: str, state: dict, save_file: Callable[[dict, Path], None]) -> None:
+    """Keep weights beside a result still to be finished (the writer comes from the caller: no
+    torch here)."""
+    with atomic(run_folder(key) / "weights.safetensors") as path:
+        save_file(state, path)
+
+
+def weights_path(key: str) -> Path | None:
+    """The weights kept under a key, or None where there are none or they are not whole."""
+    path = run_folder(key) / "weights.safetensors"
+    done = _done(key) or {"sha256": {}}
+    if not path.exists() or done["sha256"].get(path.name) != checksum(path):
+        return None
+    return path
+
+
+def _done(key: str) -> dict | None:
+    try:
+        return json.loads((run_folder(key) / "done.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def status(key: str) -> str:
+    """`done`, `failed`, `started` or `missing`, as the files' names say; `read` checks contents."""
+    done = _done(key)
+    if done is not None:
+        return done["status"]
+    return "started" if (run_folder(key) / "checkpoint.pt").exists() else "missing"
+
+
+# --- collected results -----------------------------------------------------------------------
+
+
+def results_path(study: str, chapter: str) -> Path:
+    return root() / "results" / study / f"{chapter}.zarr"
+
+
+def open(study: str, chapter: str) -> xr.Dataset:
+    """The collected results of one chapter of one study (dims as in data_cache/README.md).
+
+    Raises FileNotFoundError if they were never collected, Damaged if they are not whole.
+    """
+    return read_zarr(results_path(study, chapter))
+
+
+def save(study: str, chapter: str, dataset: xr.Dataset) -> None:
+    """Keep collected results, and one manifest line for each of their runs."""
+    path = results_path(study, chapter)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.parent / ".lock"):
+        write_zarr(dataset, path)
+        _extend_manifest(path.parent / "manifest.csv", chapter, json.loads(dataset.attrs["runs"]))
+
+
+def _extend_manifest(path: Path, chapter: str, runs: list[dict]) -> None:
+    new = pd.DataFrame([{"chapter": chapter, **run} for run in runs])
+    if path.exists():
+        old = pd.read_csv(path, dtype=str, keep_default_na=False)
+        new = pd.concat([old[old["chapter"] != chapter], new])
+    with atomic(path) as temporary:
+        new.to_csv(temporary, index=False)
+
+
+# --- provenance ------------------------------------------------------------------------------
+
+
+@cache
+def provenance() -> dict[str, str]:
+    """Commit and versions, for the attrs of whatever is computed here."""
+    versions = {name: _version(name) for name in ("torch", "torchvision", "numpy", "xarray")}
+    return {"commit": _commit(), **versions}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _commit() -> str:
+    """The checkout's commit, with `+` where tracked files of the library differ from it."""
+    command = ["git", "-C", str(HOME), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

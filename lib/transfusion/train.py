@@ -1,0 +1,354 @@
+"""Training: one plain loop, resumable, the same bits on a CPU whatever interrupts it.
+
+Every random choice of a run (weights, data order, augmentation) is a function of its seed and of
+the step, so a checkpoint needs no generator state, and two inits of one seed see the same batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from transfusion import config, data, inits, metrics, models, store
+
+EVALUATION_BATCH = 256
+log = logging.getLogger(__name__)
+
+
+class NotFinite(ArithmeticError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass
+class Progress:
+    """What a checkpoint holds beside weights and optimizer: the curve so far and its best point."""
+
+    step: int = 0
+    best_auc: float = -math.inf
+    best_step: int = 0
+    best: dict[str, Tensor] = field(default_factory=dict)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seeds(seed: int) -> dict[str, int]:
+    """Separate seeds for the weights, the redrawn weights, the data order and the augmentation."""
+    children = np.random.SeedSequence(seed).spawn(4)
+    names = ("build", "init", "order", "augment")
+    return {n: int(c.generate_state(1)[0]) for n, c in zip(names, children, strict=True)}
+
+
+def fit(run: config.Run, *, checkpoint_seconds: float = 60.0) -> xr.Dataset:
+    """The learning curve and test scores of a run: read from the cache, resumed, or trained.
+
+    Returns a Dataset of auc (step) and loss (step) on validation and training images, test_auc,
+    test_ap (grades only) and test_score (image, output) at the checkpoint best on validation.
+    A run whose loss is not finite ends as `failed`, with step and learning rate in the attrs.
+    Raises ValueError for an unknown model, data set or weights that do not fit.
+    """
+    with store.lease(run.key):
+        found = store.read(run.key)
+        if found is not None:
+            return found
+        # One thread: two on shared cores are slower than one, and the sums depend on their number.
+        torch.set_num_threads(1)
+        with torch.random.fork_rng(), _logged(run):
+            return _fit(run, checkpoint_seconds)
+
+
+def network(run: config.Run, *, trained: bool) -> nn.Module:
+    """The network of a run before its first step, or as kept after training.
+
+    Raises FileNotFoundError where a trained one is asked for and its weights are not there.
+    """
+    seed = seeds(run.seed)
+    net = models.build(run.model, outputs=_outputs(run.data), seed=seed["build"])
+    if not trained:
+        inits.apply(run.init.name, net, source=source_state(run.init), seed=seed["init"])
+        return net
+    path = store.weights_path(run.key)
+    if path is None:
+        raise FileNotFoundError(f"no trained weights of run {run.key}; train it first")
+    net.load_state_dict(load_file(path))
+    return net
+
+
+def source_state(init: config.Init) -> inits.State | None:
+    """The pretrained weights an init starts from: named ones, or those of a run trained here."""
+    if init.source is None or isinstance(init.source, str):
+        return inits.named_weights(init.source) if init.source else None
+    failed = fit(init.source).attrs["status"] != "done"
+    path = store.weights_path(init.source.key)
+    if failed or path is None:
+        raise ValueError(f"source run {init.source.key} has no weights (its training failed)")
+    return load_file(path)
+
+
+def check(run: config.Run) -> None:
+    """Raise ValueError for whatever would stop this run: model, data, init, weights."""
+    net = models.build(run.model, outputs=_outputs(run.data))
+    if run.init.name != "random" and run.init.source is None:
+        raise ValueError(f"init {run.init.name!r} needs a source")
+    if isinstance(run.init.source, str):
+        inits.fit_source(net, inits.named_weights(run.init.source))
+    elif run.init.source is not None:
+        if run.init.source.model != run.model:
+            raise ValueError(f"source is a {run.init.source.model}, the run a {run.model}")
+        check(run.init.source)
+
+
+def _outputs(spec: config.Data) -> int:
+    if spec.name in data.SYNTHETIC:
+        return data.SYNTHETIC[spec.name][1]["outputs"]
+    return int(data.load(spec).attrs["outputs"])
+
+
+# --- the loop --------------------------------------------------------------------------------
+
+
+def _fit(run: config.Run, checkpoint_seconds: float) -> xr.Dataset:
+    images = data.load(run.data)
+    net = network(run, trained=False).to(device(), memory_format=torch.channels_last)
+    adam = torch.optim.Adam(net.parameters(), weight_decay=run.optim.weight_decay, fused=True)
+    progress = _resume(run, net, adam)
+    try:
+        _train(run, images, net, adam, progress, checkpoint_seconds)
+    except NotFinite as error:
+        log.warning("failed: %s", error)
+        return _keep(run, progress, xr.Dataset(), "failed", reason=str(error))
+    net.load_state_dict(progress.best)
+    store.save_weights(run.key, progress.best, save_file)
+    return _keep(run, progress, _test(net, images, run.optim.precision), "done")
+
+
+def _train(
+    run: config.Run,
+    images: xr.Dataset,
+    net: nn.Module,
+    adam: torch.optim.Optimizer,
+    progress: Progress,
+    checkpoint_seconds: float,
+) -> None:
+    """Train to the last step, evaluating on the way; raises NotFinite."""
+    pixels, target = _on_device(data.split_of(images, "train"))
+    valid = data.split_of(images, "valid")
+    evaluate_at = _evaluation_steps(run.optim)
+    loss_of, losses = LOSSES[images.attrs["task"]], []
+    start = saved = time.perf_counter()
+    net.train()
+    for step in range(progress.step, run.optim.steps):
+        torch.manual_seed(_step_seed(run, step))
+        rows = _rows(run, len(pixels), step).to(pixels.device)
+        _set_lr(adam, learning_rate(run.optim, step))
+        with autocast(run.optim.precision):
+            loss = loss_of(net(models.normalise(augment(pixels[rows]))), target[rows])
+        adam.zero_grad(set_to_none=True)
+        loss.backward()
+        adam.step()
+        losses.append(loss.detach())
+        progress.step = step + 1
+        if progress.step in evaluate_at:
+            _evaluate(run, net, valid, torch.stack(losses), progress)
+            losses.clear()
+            now = time.perf_counter()
+            if now - saved >= checkpoint_seconds and progress.step < run.optim.steps:
+                progress.seconds, start, saved = progress.seconds + now - start, now, now
+                _save(run, net, adam, progress)
+    progress.seconds += time.perf_counter() - start
+
+
+def _evaluate(
+    run: config.Run, net: nn.Module, valid: xr.Dataset, losses: Tensor, progress: Progress
+) -> None:
+    """Add a point to the curve and keep the weights if it is the best; raises NotFinite."""
+    loss = float(losses.mean())
+    if not math.isfinite(loss):
+        lr = learning_rate(run.optim, progress.step - 1)
+        raise NotFinite(f"loss {loss} by step {progress.step} at learning rate {lr:.3g}")
+    auc = _auc(valid, scores(net, valid, run.optim.precision))
+    progress.curve.append({"step": progress.step, "auc": auc, "loss": loss})
+    if auc > progress.best_auc or not progress.best:
+        progress.best_auc, progress.best_step, progress.best = auc, progress.step, _copy(net)
+    log.info(
+        "step %d of %d: loss %.4f, validation AUC %.4f", progress.step, run.optim.steps, loss, auc
+    )
+
+
+def _copy(net: nn.Module) -> dict[str, Tensor]:
+    """The state on the CPU, in plain memory order as safetensors wants it."""
+    plain = {"memory_format": torch.contiguous_format, "copy": True}
+    return {name: t.detach().to("cpu", **plain) for name, t in net.state_dict().items()}
+
+
+def scores(net: nn.Module, images: xr.Dataset, precision: str) -> np.ndarray:
+    """Probabilities (image, output), in evaluation mode; the network's mode is put back."""
+    multi = images.attrs["task"] == "findings"
+    was_training = net.training
+    net.eval()
+    with torch.no_grad(), autocast(precision):
+        parts = [net(models.normalise(batch)).float() for batch in batches(images)]
+    net.train(was_training)
+    logits = torch.cat(parts)
+    return (logits.sigmoid() if multi else logits.softmax(1)).cpu().numpy()
+
+
+def batches(images: xr.Dataset, size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
+    """Images in order, (size, 3, H, W) uint8 on the device."""
+    pixels = torch.from_numpy(images["pixels"].values)
+    for part in pixels.split(size):
+        yield part.to(device(), memory_format=torch.channels_last)
+
+
+def augment(pixels: Tensor) -> Tensor:
+    """Mirror each image left-right with probability 1/2 (torchvision's v2 decides once a batch)."""
+    mirrored = torch.rand(len(pixels), device=pixels.device) < 0.5
+    return torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(3), pixels)
+
+
+def learning_rate(optim: config.Optim, step: int) -> float:
+    """Linear warm-up to `lr`, then a cosine to zero."""
+    warm = max(1, round(optim.warmup * optim.steps))
+    decay = 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / max(1, optim.steps - warm)))
+    return optim.lr * min(1.0, (step + 1) / warm) * decay
+
+
+def autocast(precision: str) -> AbstractContextManager:
+    return torch.autocast(device().type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _masked_bce(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy over known labels; a negative label is an unknown one."""
+    known = target >= 0
+    return F.binary_cross_entropy_with_logits(logits[known], target[known].float())
+
+
+LOSSES = {"grades": F.cross_entropy, "classes": F.cross_entropy, "findings": _masked_bce}
+
+
+def _on_device(images: xr.Dataset) -> tuple[Tensor, Tensor]:
+    pixels = torch.from_numpy(images["pixels"].values)
+    target = torch.from_numpy(images["target"].values).long()
+    return pixels.to(device(), memory_format=torch.channels_last), target.to(device())
+
+
+def _rows(run: config.Run, images: int, step: int) -> Tensor:
+    """The batch of a step: a fresh permutation each epoch, an incomplete last batch dropped."""
+    per_epoch = max(1, images // run.optim.batch)
+    epoch, place = divmod(step, per_epoch)
+    order = np.random.default_rng([seeds(run.seed)["order"], epoch]).permutation(images)
+    return torch.from_numpy(order[place * run.optim.batch : (place + 1) * run.optim.batch])
+
+
+def _step_seed(run: config.Run, step: int) -> int:
+    return int(np.random.SeedSequence([seeds(run.seed)["augment"], step]).generate_state(1)[0])
+
+
+def _evaluation_steps(optim: config.Optim) -> set[int]:
+    return set(np.linspace(0, optim.steps, optim.evaluations + 1).round().astype(int)[1:].tolist())
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _auc(images: xr.Dataset, probabilities: np.ndarray) -> float:
+    return metrics.auc(images["target"].values, probabilities, images.attrs.get("positive_from"))
+
+
+# --- what is kept ----------------------------------------------------------------------------
+
+
+def _test(net: nn.Module, images: xr.Dataset, precision: str) -> xr.Dataset:
+    """The one time that the test split is read."""
+    test = data.split_of(images, "test")
+    probabilities = scores(net, test, precision)
+    result = {
+        "test_auc": _auc(test, probabilities),
+        "test_score": (("image", "output"), probabilities),
+        "test_target": test["target"],
+        "test_patient": test["patient"],
+    }
+    if "positive_from" in images.attrs:
+        positive_from = images.attrs["positive_from"]
+        result["test_ap"] = metrics.average_precision(
+            test["target"].values, probabilities, positive_from
+        )
+    return xr.Dataset(result)
+
+
+def _keep(
+    run: config.Run, progress: Progress, tested: xr.Dataset, status: str, **attrs
+) -> xr.Dataset:
+    columns = {n: [point[n] for point in progress.curve] for n in ("step", "auc", "loss")}
+    step = columns.pop("step")
+    curve = xr.Dataset(
+        {n: ("step", np.array(v, float)) for n, v in columns.items()}, {"step": step}
+    )
+    attrs |= {"device": device_name(), "best_step": progress.best_step}
+    result = curve.merge(tested).assign_attrs(attrs)
+    store.finish(run, result, status=status, seconds=progress.seconds)
+    _checkpoint(run).unlink(missing_ok=True)
+    kept = store.read(run.key)
+    assert kept is not None
+    return kept
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if device().type == "cuda" else "cpu"
+
+
+def _checkpoint(run: config.Run) -> Path:
+    return store.run_folder(run.key) / "checkpoint.pt"
+
+
+def _save(run: config.Run, net: nn.Module, adam: torch.optim.Optimizer, progress: Progress) -> None:
+    state = {"net": net.state_dict(), "adam": adam.state_dict(), "progress": vars(progress)}
+    with store.atomic(_checkpoint(run)) as temporary:
+        torch.save(state, temporary)
+
+
+def _resume(run: config.Run, net: nn.Module, adam: torch.optim.Optimizer) -> Progress:
+    """Continue from the checkpoint if there is a whole one; else from the start."""
+    path = _checkpoint(run)
+    if not path.exists():
+        return Progress()
+    try:
+        state = torch.load(path, map_location=device(), weights_only=True)
+    except Exception as error:
+        log.warning("checkpoint %s is unreadable (%s): starting again", path, error)
+        return Progress()
+    net.load_state_dict(state["net"])
+    adam.load_state_dict(state["adam"])
+    log.info("resumed at step %d", state["progress"]["step"])
+    return Progress(**state["progress"])
+
+
+@contextmanager
+def _logged(run: config.Run) -> Iterator[None]:
+    """Send this module's log lines to the run's own log file for the length of a block."""
+    handler = logging.FileHandler(store.run_folder(run.key) / "log.txt")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
