@@ -18,7 +18,7 @@ Extractor = nn.Module
 
 def extractor(net: nn.Module) -> Extractor:
     """The network in evaluation mode, returning {block: activations (N, channels, h, w)}."""
-    nodes = {modules[-1]: block for block, modules in net.blocks.items()}
+    nodes = {modules[-1]: block for block, modules in models.blocks(net).items()}
     return create_feature_extractor(net.eval().to(train.device()), nodes)
 
 
@@ -37,8 +37,7 @@ def compare(spec: config.Comparison) -> xr.Dataset:
         torch.set_num_threads(1)
         start = time.perf_counter()
         result = _compare(spec)
-        store.finish(spec, result, seconds=time.perf_counter() - start)
-        return result
+        return store.finish(spec, result, seconds=time.perf_counter() - start)
 
 
 def _compare(spec: config.Comparison) -> xr.Dataset:
@@ -55,12 +54,12 @@ def _compare(spec: config.Comparison) -> xr.Dataset:
         "net_a": ("pair", [names[a] for a, _ in pairs]),
         "net_b": ("pair", [names[b] for _, b in pairs]),
     }
-    variables = {"cca": (("block", "pair"), cca), "null": (("block", "pair"), null)}
-    for name, values in {
-        "datapoints": [m.n for m in moments.values()],
-        "neurons": [m.widths[0] for m in moments.values()],
-    }.items():
-        variables[name] = ("block", np.array(values))
+    variables = {
+        "cca": (["block", "pair"], cca),
+        "null": (["block", "pair"], null),
+        "datapoints": (["block"], np.array([m.n for m in moments.values()])),
+        "neurons": (["block"], np.array([m.widths[0] for m in moments.values()])),
+    }
     attrs = {"model": spec.runs[0].model, "device": train.device_name(), "images": len(test.image)}
     return xr.Dataset(variables, coords, attrs)
 

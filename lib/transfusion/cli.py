@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--chapter", action="append", help="only this one (may be repeated)")
     run.add_argument("--jobs", type=int, help="processes at once; default: cores, or 1 on a GPU")
 
-    status = _verb(verbs, "status", _status, "what is done, missing, failed or stale")
+    status = _verb(verbs, "status", _status, "what is done, started, failed or missing")
     status.add_argument("study")
 
     book = _verb(verbs, "book", _book, "build the book from rendered chapters")

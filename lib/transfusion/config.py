@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 SCHEMA = 1
 STRICT = ConfigDict(strict=True, extra="forbid")
 InitName = Literal["random", "transfer", "mean_var"]
+Precision = Literal["float32", "bfloat16"]
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -65,7 +66,7 @@ class Optim:
     weight_decay: Annotated[float, Field(ge=0)] = 0.0001
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the steps
     evaluations: Count = 20  # points of the learning curve
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

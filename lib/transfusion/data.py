@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from transfusion import config, store, synthetic
 
 SPLITS = ("train", "valid", "test")
-SYNTHETIC = {
+SYNTHETIC: dict[str, tuple[Callable, dict]] = {
     "fundus": (synthetic.fundus, {"task": "grades", "outputs": 5, "positive_from": 2}),
     "cxr": (synthetic.cxr, {"task": "findings", "outputs": 5, "names": list(synthetic.FINDINGS)}),
     "objects": (synthetic.objects, {"task": "classes", "outputs": synthetic.CLASSES}),
@@ -65,20 +66,30 @@ LAYOUTS = {
 def load(spec: config.Data) -> xr.Dataset:
     """All splits of a task.
 
-    Returns a Dataset of image (image, channel, y, x) uint8; target (image,) int8 grades or
+    Returns a Dataset of pixels (image, channel, y, x) uint8; target (image,) int8 grades or
     (image, finding) 0/1; patient (image,); split (image,) one of SPLITS; attrs task, outputs.
     Raises ValueError for an unknown or unprepared data set, or patients in two splits.
     """
+    check(spec)
     if spec.name in SYNTHETIC:
         return _cached(config.key(spec), lambda: _generate(spec))
-    path = prepared_path(spec.name, spec.size)
-    if not path.exists():
+    return _subset(store.read_zarr(prepared_path(spec.name, spec.size)), spec)
+
+
+def check(spec: config.Data) -> None:
+    """Raise ValueError if a task cannot be loaded, without loading it."""
+    if spec.name in SYNTHETIC:
+        low, high = synthetic.SIZES
+        if None in (spec.train, spec.valid, spec.test):
+            raise ValueError(f"{spec.name} is synthetic: give its train, valid and test sizes")
+        if not low <= spec.size <= high:
+            raise ValueError(f"{spec.name} is drawn at {low} to {high} px, got size={spec.size}")
+    elif not prepared_path(spec.name, spec.size).exists():
         raise ValueError(
             f"data set {spec.name!r} is not prepared at {spec.size} px; synthetic: "
             f"{', '.join(SYNTHETIC)}; prepared: {', '.join(prepared()) or 'none'}. "
             f"Prepare it: transfusion data {spec.name.split('@')[0]} --from DIR --size {spec.size}"
         )
-    return _subset(store.read_zarr(path), spec)
 
 
 def split_of(dataset: xr.Dataset, split: str) -> xr.Dataset:
@@ -98,6 +109,22 @@ def prepare(name: str, *, size: int, n: int | None = None, seed: int = 0, **opti
         counts = dict(train=n - valid - test, valid=valid, test=test)
         return load(config.Data(name=name, size=size, seed=seed, **counts))
     return store.read_zarr(prepared_path(ingest(name, size=size, **options), size))
+
+
+def examples(name: str, *, size: int, columns: int, seed: int = 0) -> np.ndarray:
+    """`columns` images of each grade, finding or class of a synthetic set.
+
+    Returns uint8 (row, column, channel, y, x). Raises ValueError if chance gave too few of one.
+    """
+    make, attrs = SYNTHETIC[config.one_of(name, SYNTHETIC, "synthetic data set")]
+    images = make(4 * columns * attrs["outputs"], size, seed)
+    rows = []
+    for row in range(attrs["outputs"]):
+        member = images.target[:, row] == 1 if images.target.ndim == 2 else images.target == row
+        rows.append(images.image[np.flatnonzero(member)[:columns]])
+    if min(map(len, rows)) < columns:
+        raise ValueError(f"fewer than {columns} of some row of {name} at seed {seed}; take another")
+    return np.stack(rows)
 
 
 def resolve(name: str) -> str:
@@ -136,12 +163,10 @@ def _cached(name: str, make) -> xr.Dataset:
 def _generate(spec: config.Data) -> xr.Dataset:
     """Splits come from seeds of their own, so the test images stay when the others change."""
     make, attrs = SYNTHETIC[spec.name]
-    if None in (spec.train, spec.valid, spec.test):
-        raise ValueError(f"{spec.name} is synthetic: give its train, valid and test sizes")
     parts = []
     for number, split in enumerate(SPLITS):
-        images = make(getattr(spec, split), spec.size, 3 * spec.seed + number)
-        parts.append(_dataset(*images, np.full(len(images.image), split), attrs))
+        image, target, patient = make(getattr(spec, split), spec.size, 3 * spec.seed + number)
+        parts.append(_dataset(image, target, patient, np.full(len(image), split), attrs))
         parts[-1]["patient"] = parts[-1]["patient"].astype(str).str.cat(f"-{split}")
     return xr.concat(parts, "image")
 
@@ -218,10 +243,10 @@ def ingest(
         pixels, more = _decode(paths, size, skip=problems)
         problems |= more
         _judge(problems, len(paths), tolerance)
-        keep = [i for i, path in enumerate(paths) if path not in problems]
+        usable = [path for path in paths if path not in problems]
         dataset = _dataset(
-            np.stack([pixels[i] for i in keep]),
-            *_columns(table.iloc[keep], form),
+            np.stack([pixels[path] for path in usable]),
+            *_columns(table[[path not in problems for path in paths]], form),
             _attrs(full, table, form, problems),
         )
         _check_patients(dataset)
@@ -305,23 +330,24 @@ def _digest(paths: list[Path], table: pd.DataFrame, form: Layout) -> tuple[str, 
 
 def _decode(
     paths: list[Path], size: int, *, skip: dict[Path, str]
-) -> tuple[list[np.ndarray | None], dict[Path, str]]:
-    """RGB pixels (3, size, size) uint8 a path; threads, since Pillow decodes without the GIL."""
+) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:
+    """RGB pixels (3, size, size) uint8 by path; threads, since Pillow decodes without the GIL."""
+    pixels: dict[Path, np.ndarray] = {}
     problems: dict[Path, str] = {}
 
-    def one(path: Path) -> np.ndarray | None:
+    def one(path: Path) -> None:
         try:
             with Image.open(path) as image:
                 # Padded, not cropped: a sign at the rim must not be lost.
                 square = ImageOps.pad(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-            return np.asarray(square).transpose(2, 0, 1)
-        except (OSError, UnidentifiedImageError, ValueError) as error:
-            problems[path] = "truncated or not an image" if path.exists() else str(error)
-            return None
+            pixels[path] = np.asarray(square).transpose(2, 0, 1)
+        except (OSError, UnidentifiedImageError, ValueError):
+            problems[path] = "truncated or not an image"
 
+    todo = [path for path in paths if path not in skip]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = pool.map(lambda path: None if path in skip else one(path), paths)
-        return list(tqdm(jobs, "decode", len(paths), unit="image", disable=None)), problems
+        list(tqdm(pool.map(one, todo), "decode", len(todo), unit="image", disable=None))
+    return pixels, problems
 
 
 def _judge(problems: dict[Path, str], total: int, tolerance: float) -> None:

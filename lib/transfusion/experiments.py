@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 from pydantic import ValidationError
@@ -30,27 +31,30 @@ STATES = ("initial", "final")
 
 @dataclass(frozen=True, kw_only=True, config=config.STRICT)
 class Knobs:
-    """The parameters of the notebooks; params/README.md explains each, with units."""
+    """The parameters of the notebooks; params/README.md explains each, with units.
+
+    What every chapter declares has no default here: a study says all of it.
+    """
 
     study: str
+    target: str
+    source: str
+    weights: dict[str, str]
     models: list[str]
-    seeds: config.Count
+    inits: list[config.InitName]
     image_size: int
-    target: str = "fundus"
-    targets: list[str] | None = None
-    source: str = "objects"
-    weights: dict[str, str] = field(default_factory=dict)
-    inits: list[config.InitName] = field(default_factory=lambda: ["random"])
-    train_size: config.Count | None = None
-    valid_size: config.Count | None = None
-    test_size: config.Count | None = None
-    source_size: config.Count = 1000
+    train_size: config.Count | None
+    valid_size: config.Count | None
+    test_size: config.Count | None
+    source_size: config.Count
     steps: config.Count
-    source_steps: config.Count = 100
-    batch: config.Count = 32
-    lr: config.Positive = 0.001
-    evaluations: config.Count = 20
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    source_steps: config.Count
+    batch: config.Count
+    lr: config.Positive
+    evaluations: config.Count
+    precision: Literal["auto", "float32", "bfloat16"]
+    seeds: config.Count
+    targets: list[str] | None = None
     images: config.Count = 1000
     positions: config.Count = 16
     neurons: config.Count = 64
@@ -121,7 +125,7 @@ CHAPTERS: dict[str, Callable[[Knobs], Iterator[tuple[Labels, Spec]]]] = {
 }
 
 
-def _run(knobs: Knobs, target: str, model: str, init: str, seed: int) -> config.Run:
+def _run(knobs: Knobs, target: str, model: str, init: config.InitName, seed: int) -> config.Run:
     images = config.Data(
         name=data.resolve(target),
         size=knobs.image_size,
@@ -161,7 +165,7 @@ def _optim(knobs: Knobs, steps: int) -> config.Optim:
     )
 
 
-def _precision() -> str:
+def _precision() -> config.Precision:
     """bfloat16 where it is fast (a GPU, or a CPU that has it), else float32; without torch.
 
     Elsewhere a CPU emulates bfloat16, at a tenth of the speed.
@@ -193,8 +197,14 @@ def collect(chapter: str, **parameters) -> xr.Dataset:
     compute([spec for _, spec in labelled])
     results = [(labels, spec, _result(spec)) for labels, spec in labelled]
     dataset = _comparison_table(results) if chapter == "representations" else _run_table(results)
+    if chapter == "data":
+        dataset["conv1_change"] = _first_layers(results)
     facts = [_facts(labels, spec, result) for labels, spec, result in results]
-    dataset.attrs = {"runs": json.dumps(facts), "parameters": json.dumps(asdict(knobs))}
+    dataset.attrs = {
+        "runs": json.dumps(facts),
+        "parameters": json.dumps(asdict(knobs)),
+        "train_images": _train_images(labelled[0][1]),
+    }
     store.save(knobs.study, chapter, dataset)
     return dataset
 
@@ -208,6 +218,11 @@ def _result(spec: Spec) -> xr.Dataset:
     if result is None:
         raise RuntimeError(f"result {spec.key} vanished after it was computed")
     return result
+
+
+def _train_images(spec: Spec) -> int:
+    run = spec.runs[0] if isinstance(spec, config.Comparison) else spec
+    return run.data.train or len(data.split_of(data.load(run.data), "train").image)
 
 
 def _facts(labels: Labels, spec: Spec, result: xr.Dataset) -> dict:
@@ -228,11 +243,30 @@ def _run_table(results: Results) -> xr.Dataset:
     return _unstack(stacked, [labels for labels, _, _ in results], "run")
 
 
+def _first_layers(results: Results) -> xr.DataArray:
+    """What training added to the first layer of one network a target.
+
+    Returns (target, filter, channel, y, x), trained minus initial weights: after a short training
+    the noise that a network starts from still hides what it learned.
+    """
+    from transfusion import train
+
+    changes = {}
+    for labels, spec, _ in results:
+        if isinstance(spec, config.Run) and labels["seed"] == 0:
+            nets = [train.network(spec, trained=trained) for trained in (False, True)]
+            before, after = (next(net.parameters()).detach().numpy() for net in nets)
+            changes[labels["target"]] = after - before
+    dims = ("target", "filter", "channel", "y", "x")
+    return xr.DataArray(np.stack(list(changes.values())), {"target": list(changes)}, dims)
+
+
 def _comparison_table(results: Results) -> xr.Dataset:
     """Comparisons of several models; networks are named by init, seed and state."""
     parts = []
     for _, spec, result in results:
-        nets = {run.key: (run.init.name, run.seed) for run in spec.runs}
+        runs = spec.runs if isinstance(spec, config.Comparison) else ()
+        nets = {run.key: (run.init.name, run.seed) for run in runs}
         names = [
             _pair_name(nets, a, b)
             for a, b in zip(result.net_a.values, result.net_b.values, strict=True)
@@ -248,7 +282,7 @@ def _comparison_table(results: Results) -> xr.Dataset:
     return stacked.assign_coords(_pair_coordinates(stacked["pair"].values))
 
 
-def _pair_name(nets: dict[str, tuple[str, int]], a: str, b: str) -> str:
+def _pair_name(nets: Mapping[str, tuple[str, int]], a: str, b: str) -> str:
     """`init seed state | init seed state`."""
     return " | ".join(
         f"{nets[key][0]} {nets[key][1]} {state}" for key, state in (n.split(":") for n in (a, b))
@@ -282,11 +316,11 @@ def missing(specs: Iterable[Spec]) -> list[Spec]:
     """Whatever is not there yet, of these and of what they need, in the order of need."""
     needed: dict[str, Spec] = {}
     for spec in specs:
-        if store.read(spec.key) is None:
+        if not _there(spec):
             for need in _needs(spec):
                 needed.setdefault(need.key, need)
             needed[spec.key] = spec
-    return [s for s in needed.values() if s in specs or not _usable(s)]
+    return [spec for spec in needed.values() if not _there(spec)]
 
 
 def _needs(spec: Spec) -> list[Spec]:
@@ -297,8 +331,10 @@ def _needs(spec: Spec) -> list[Spec]:
     return [spec.init.source] if isinstance(spec.init.source, config.Run) else []
 
 
-def _usable(spec: Spec) -> bool:
-    return store.status(spec.key) == "failed" or store.weights_path(spec.key) is not None
+def _there(spec: Spec) -> bool:
+    """Whether a result is whole, a run's weights included."""
+    whole = isinstance(spec, config.Comparison) or store.complete(spec.key)
+    return whole and store.read(spec.key) is not None
 
 
 def compute(specs: Iterable[Spec], *, jobs: int | None = None) -> None:
@@ -391,7 +427,10 @@ def parameters(study: str, chapter: str) -> dict:
         raise ValueError(
             f"study {study!r} has no {chapter}.yml; it has {', '.join(chapters(study))}"
         )
-    return config.read_yaml(folder / "common.yml") | config.read_yaml(folder / f"{chapter}.yml")
+    values = config.read_yaml(folder / "common.yml") | config.read_yaml(folder / f"{chapter}.yml")
+    if values.get("study") != study:
+        raise ValueError(f"{folder} says study: {values.get('study')!r}, expected {study!r}")
+    return values
 
 
 def chapters(study: str) -> list[str]:
@@ -400,7 +439,7 @@ def chapters(study: str) -> list[str]:
 
 
 def status(study: str) -> pd.DataFrame:
-    """Runs and comparisons of each chapter by state, and the seconds spent on them."""
+    """Runs and comparisons of each chapter by state, and whether its results are collected."""
     rows = []
     for chapter in chapters(study):
         specs = runs(chapter, **parameters(study, chapter))

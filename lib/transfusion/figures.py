@@ -5,18 +5,25 @@ Colour and marker mean the same init in the whole book (Okabe and Ito's colour-b
 
 from __future__ import annotations
 
+import io
+
 import holoviews as hv
 import numpy as np
 import pandas as pd
+import PIL.Image
 import xarray as xr
 from holoviews import opts
+from IPython.display import Image
 
 from transfusion import metrics
 
-INIT = {
+MARKS = {
     "random": ("#0072b2", "circle"),
     "mean_var": ("#009e73", "triangle"),
     "transfer": ("#d55e00", "diamond"),
+    "fundus": ("#d55e00", "square"),
+    "cxr": ("#0072b2", "circle"),
+    "objects": ("#009e73", "triangle"),
 }
 NULL = "#666666"
 TITLES = {
@@ -45,7 +52,6 @@ def setup() -> None:
     hv.opts.defaults(
         opts.Overlay(legend_position="bottom", **frame),
         opts.Curve(line_width=2),
-        opts.RGB(xaxis=None, yaxis=None, toolbar=None),
     )
 
 
@@ -53,7 +59,8 @@ def performance(results: xr.Dataset) -> hv.Overlay:
     """Test AUC by model; a mark is a seed."""
     rows = {model: i for i, model in enumerate(results.model.values[::-1])}
     layers = []
-    for init, shift in zip(results.init.values, (0.13, -0.13, 0.0), strict=False):
+    shifts = np.linspace(0.13, -0.13, len(results.init))
+    for init, shift in zip(results.init.values, shifts, strict=True):
         frame = results["test_auc"].sel(init=init).to_dataframe().reset_index()
         frame["row"] = frame["model"].map(rows) + shift
         frame["AUC (%)"] = 100 * frame["test_auc"]
@@ -68,28 +75,32 @@ def performance(results: xr.Dataset) -> hv.Overlay:
 
 def _mark(init: str) -> dict:
     """Filled for pretrained starts, hollow for random ones."""
-    color, marker = INIT[init]
+    color, marker = MARKS[init]
     fill = 0.0 if init == "random" else 0.85
     return dict(color=color, marker=marker, fill_alpha=fill, line_color=color, line_width=2)
 
 
-def curves(results: xr.Dataset) -> hv.HoloMap:
-    """Validation AUC against training step; thin lines are seeds, thick ones their mean."""
+def curves(results: xr.Dataset, over: str = "init") -> hv.HoloMap:
+    """Validation AUC against training step, by what a dimension compares.
+
+    Thin lines are seeds, thick ones their mean.
+    """
     models = list(results.model.values)
-    return hv.HoloMap({title(m): _model_curves(results.sel(model=m)) for m in models}, "model")
+    return hv.HoloMap(
+        {title(m): _model_curves(results.sel(model=m), over) for m in models}, "model"
+    )
 
 
-def _model_curves(results: xr.Dataset) -> hv.Overlay:
+def _model_curves(results: xr.Dataset, over: str) -> hv.Overlay:
     layers = []
-    for init in results.init.values:
-        auc = results["auc"].sel(init=init).dropna("step", how="all")
-        color = INIT[init][0]
-        for seed in auc.seed.values:
-            one = auc.sel(seed=seed).values
-            layers.append(_curve(auc.step.values, one).opts(color=color, alpha=0.35, line_width=1))
-        mean = _curve(auc.step.values, auc.mean("seed").values, title(init))
-        dots = hv.Scatter(mean.data, "step", "validation AUC", label=title(init))
-        layers += [mean.opts(color=color, line_width=3), dots.opts(size=7, **_mark(init))]
+    for name in results[over].values:
+        auc = results["auc"].sel({over: name}).dropna("step", how="all")
+        thin = dict(color=MARKS[name][0], alpha=0.35, line_width=1)
+        steps = auc.step.values
+        layers += [_curve(steps, auc.sel(seed=s).values).opts(**thin) for s in auc.seed.values]
+        mean = _curve(steps, auc.mean("seed").values, title(name))
+        dots = hv.Scatter(mean.data, "step", "validation AUC", label=title(name))
+        layers += [mean.opts(color=MARKS[name][0], line_width=3), dots.opts(size=7, **_mark(name))]
     return hv.Overlay(layers).opts(xlabel="training step", ylabel="validation AUC")
 
 
@@ -165,33 +176,28 @@ def _null(one: xr.Dataset, kinds: dict[str, tuple[np.ndarray, str]]) -> hv.Curve
     return line.opts(color=NULL, line_dash="dashed")
 
 
-def contact_sheet(images: np.ndarray, rows: list[str]) -> hv.Layout:
-    """Rows of images (row, column, channel, y, x) uint8, one titled picture a row."""
-    sheets = []
-    for strip, label in zip(images, rows, strict=True):
-        wide = np.concatenate(list(strip.transpose(0, 2, 3, 1)), axis=1)  # (y, column x, channel)
-        height, width = wide.shape[:2]
-        picture = hv.RGB(wide, bounds=(0, 0, width, height), label=label)
-        sheets.append(picture.opts(responsive=True, aspect=width / height, title=label))
-    return hv.Layout(sheets).cols(1).opts(shared_axes=False)
+def contact_sheet(images: np.ndarray) -> Image:
+    """Images (row, column, channel, y, x) uint8 as one picture, which unlike a plot stays small."""
+    rows, columns, _, height, width = images.shape
+    framed = np.pad(images, ((0, 0), (0, 0), (0, 0), (0, 2), (0, 2)), constant_values=255)
+    sheet = framed.transpose(0, 3, 1, 4, 2).reshape(rows * (height + 2), columns * (width + 2), 3)
+    return _png(sheet)
 
 
-def filters(weights: np.ndarray) -> hv.RGB:
-    """First-layer filters (filter, channel, y, x) as one grey picture, strongest first."""
+def filters(weights: np.ndarray, columns: int = 16, scale: int = 8) -> Image:
+    """First-layer filters (filter, channel, y, x) in grey, largest first, each in its own range."""
     grey = weights.mean(1)
     order = np.argsort(-np.linalg.norm(grey.reshape(len(grey), -1), axis=1))
     grey = grey[order] / np.abs(grey[order]).max((1, 2), keepdims=True)
-    framed = np.pad(grey, ((0, 0), (1, 0), (1, 0)), constant_values=1.0)
-    columns = 16
-    lines = [np.concatenate(list(framed[i : i + columns]), axis=1) for i in _starts(grey, columns)]
-    picture = np.concatenate(lines)
-    rgb = np.repeat(((picture + 1) * 127.5).astype(np.uint8)[..., None], 3, axis=2)
-    height, width = picture.shape
-    return hv.RGB(rgb, bounds=(0, 0, width, height)).opts(responsive=True, aspect=width / height)
+    grey = grey[: len(grey) - len(grey) % columns].repeat(scale, 1).repeat(scale, 2)
+    pixels = ((grey + 1) * 127.5).astype(np.uint8).reshape(-1, columns, 1, *grey.shape[1:])
+    return contact_sheet(pixels.repeat(3, axis=2))
 
 
-def _starts(grey: np.ndarray, columns: int) -> range:
-    return range(0, len(grey) - len(grey) % columns, columns)
+def _png(pixels: np.ndarray) -> Image:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "png", optimize=True)
+    return Image(buffer.getvalue(), format="png")
 
 
 def reached(results: xr.Dataset, level: float) -> xr.DataArray:

@@ -7,6 +7,7 @@ and returns, for every tensor of its state, whether it was `copied`, `redrawn` o
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -163,4 +164,9 @@ def _read_torch(path: Path) -> State:
     return state.get("state_dict", state)
 
 
-READERS = {".pth": _read_torch, ".pt": _read_torch, ".safetensors": load_file, ".npz": _read_npz}
+READERS: dict[str, Callable[[Path], State]] = {
+    ".pth": _read_torch,
+    ".pt": _read_torch,
+    ".safetensors": load_file,
+    ".npz": _read_npz,
+}

@@ -75,7 +75,7 @@ def positive(effect: Interval, margin: float = 0.0) -> str:
 
 
 def overall(verdicts: list[str]) -> str:
-    """One verdict from several: unanimous, or `holds in part` where some hold and some differ."""
+    """One verdict from several: unanimous, or `holds in part` where some hold and others do not."""
     found = set(verdicts)
     if len(found) == 1:
         return found.pop()

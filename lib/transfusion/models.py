@@ -65,9 +65,7 @@ def _cbr(form: CBR, outputs: int, channels: int) -> nn.Module:
         channels = width
     net.add_module("pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     net.add_module("head", nn.Linear(channels, outputs))
-    net.blocks = {f"block{i}": (f"block{i}",) for i in range(1, last + 1)}
-    net.head_name = "head"
-    return net
+    return _named(net, {f"block{i}": (f"block{i}",) for i in range(1, last + 1)}, "head")
 
 
 def _block(channels: int, width: int, kernel: int, pool: bool) -> nn.Sequential:
@@ -82,13 +80,21 @@ def _block(channels: int, width: int, kernel: int, pool: bool) -> nn.Sequential:
 def _torchvision(name: str, outputs: int) -> nn.Module:
     extra = {"aux_logits": False, "init_weights": True} if name == "inception_v3" else {}
     net = torchvision.models.get_model(name, weights=None, num_classes=outputs, **extra)
-    net.head_name = [n for n, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
+    head = [n for n, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
     if isinstance(net, torchvision.models.ResNet):
-        net.blocks = dict(RESNET_BLOCKS)
-    else:
-        children = [n for n, child in net.named_children() if any(True for _ in child.parameters())]
-        net.blocks = {n: (n,) for n in children if not net.head_name.startswith(n)}
+        return _named(net, RESNET_BLOCKS, head)
+    children = [n for n, child in net.named_children() if any(True for _ in child.parameters())]
+    return _named(net, {n: (n,) for n in children if not head.startswith(n)}, head)
+
+
+def _named(net: nn.Module, blocks: dict[str, tuple[str, ...]], head: str) -> nn.Module:
+    net.__dict__.update(blocks=dict(blocks), head_name=head)  # torch claims every other attribute
     return net
+
+
+def blocks(net: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The ordered blocks of a network of `build`."""
+    return net.__dict__["blocks"]
 
 
 def in_head(net: nn.Module, tensor: str) -> bool:

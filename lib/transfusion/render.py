@@ -19,7 +19,14 @@ from transfusion import config, experiments, store
 
 BOOK = store.HOME / "book"
 BUILD = BOOK / "_build"
-LITERALS = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict}
+LITERALS: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "list": list,
+    "dict": dict,
+}
 RANDOM_ID = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|\b[0-9a-f]{32}\b"
 )
@@ -123,7 +130,8 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         cell.metadata = {**kept, "tags": tags} if tags else kept
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if _shows(o)]
-    text, ids = nbformat.writes(notebook), {}
+    text = nbformat.writes(notebook)
+    ids: dict[str, str] = {}
     for found in RANDOM_ID.findall(text):
         ids.setdefault(found, f"{len(ids) + 1:0{len(found)}d}")
     return nbformat.reads(RANDOM_ID.sub(lambda m: ids[m.group()], text), as_version=4)
@@ -135,15 +143,11 @@ def _shows(output: nbformat.NotebookNode) -> bool:
 
 
 def relabel(notebook: nbformat.NotebookNode, study: str) -> nbformat.NotebookNode:
-    """The same chapter as a page of a second study: labels and figure names get its name."""
+    """The same chapter as a page of a second study: title and figure names get its name."""
     for cell in notebook.cells:
-        cell.source = re.sub(r"^\((\S+)\)=$", rf"(\1-{study})=", cell.source, flags=re.M)
-        cell.source = re.sub(r"(\{numref\}`)([\w-]+)`", rf"\1\2-{study}`", cell.source)
-        cell.source = (
-            re.sub(r"^(# .+)$", rf"\1 ({study})", cell.source, count=1, flags=re.M)
-            if cell.cell_type == "markdown"
-            else cell.source
-        )
+        if cell.cell_type == "markdown":
+            text = re.sub(r"(\{numref\}`)([\w-]+)`", rf"\1\2-{study}`", cell.source)
+            cell.source = re.sub(r"^(# .+)$", rf"\1 ({study})", text, count=1, flags=re.M)
         figure = cell.metadata.get("mystnb", {}).get("figure")
         if figure:
             figure["name"] = f"{figure['name']}-{study}"
@@ -167,10 +171,12 @@ def book(main: str = "quick") -> Path:
     for page, (study, chapter) in pages.items():
         _sync(site / f"{page}.ipynb", _page(study, chapter, main).encode())
     jupyter_book = Path(sys.executable).parent / "jupyter-book"
-    command = [jupyter_book, "build", site, "-W", "-n", "--keep-going", "--path-output", BOOK]
+    command = [str(jupyter_book), "build", str(site), "-W", "-n", "--keep-going"]
     log = BUILD / "build.log"
     with log.open("w") as output:
-        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+        code = subprocess.run(
+            [*command, "--path-output", str(BOOK)], stdout=output, stderr=subprocess.STDOUT
+        ).returncode
     if code:
         lines = [line for line in log.read_text().splitlines() if re.search("WARNING|ERROR", line)]
         raise RuntimeError(

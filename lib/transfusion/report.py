@@ -110,7 +110,7 @@ def speedups(results: xr.Dataset) -> pd.DataFrame:
     for model in results.model.values:
         goal = level(results, model)
         steps = figures.reached(results.sel(model=model), goal)
-        capped = np.log2(steps.where(np.isfinite(steps), int(results.step[-1])))
+        capped = xr.ufuncs.log2(steps.where(np.isfinite(steps), int(results.step[-1])))
         for init in [i for i in results.init.values if i != "random"]:
             effect = metrics.interval((capped.sel(init="random") - capped.sel(init=init)).values)
             learned = goal - 0.5 >= REACH * LEARNED
@@ -131,7 +131,7 @@ def speedups(results: xr.Dataset) -> pd.DataFrame:
 
 
 def _means(both: xr.DataArray) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for init in ("random", "transfer"):
         values = metrics.interval(both.sel(init=init).values)
         found |= {init: values.mean, f"{init} sd": values.sd}
@@ -191,8 +191,8 @@ def performance_table(results: xr.Dataset) -> HTML:
             for init in ("random", "transfer")
         }
         theirs = {f"{i}, paper": _printed(printed, model, i) for i in ("random", "transfer")}
-        gain = spread(row["gain"], row["low"], row["high"], int(row["n"]))
-        rows[figures.title(str(model))] = {**theirs, **ours, "gain, here": gain}
+        gain = {"gain, here": _spread(row, "gain")}
+        rows[figures.title(str(model))] = {**theirs, **ours, **gain}
     frame = pd.DataFrame(rows).T
     return look(frame[sorted(frame, key=lambda name: ("gain" in name, "transfer" in name))])
 
@@ -211,14 +211,14 @@ def difference_table(table: pd.DataFrame, name: str, digits: int = 1) -> HTML:
     shown = table.reset_index()
     keys = [n for n in ("model", "init") if n in shown]
     shown[keys] = shown[keys].map(figures.title)
-    effects = [spread(*row, digits=digits) for row in zip(*_columns(table, name), strict=True)]
+    effects = [_spread(row, name, digits) for _, row in table.iterrows()]
     verdicts = [badge(v) for v in shown["verdict"]] if "verdict" in shown else []
     columns = {k: shown[k] for k in keys} | {name: effects}
     return look(pd.DataFrame(columns | ({"verdict": verdicts} if verdicts else {})), index=False)
 
 
-def _columns(table: pd.DataFrame, name: str) -> list[pd.Series]:
-    return [table[name], table["low"], table["high"], table["n"].astype(int)]
+def _spread(row: pd.Series, name: str, digits: int = 1) -> str:
+    return spread(row[name], row["low"], row["high"], int(row["n"]), digits=digits)
 
 
 def gap_table(results: xr.Dataset) -> HTML:
@@ -233,7 +233,7 @@ def gap_table(results: xr.Dataset) -> HTML:
             "random, random": f"{row['random, random']:.3f}",
             "random, transfer": f"{row['random, transfer']:.3f}",
             "null": f"{row['null']:.3f}",
-            "gap, here": spread(row["gap"], row["low"], row["high"], int(row["n"]), digits=3),
+            "gap, here": _spread(row, "gap", 3),
             "gap, paper": f"{theirs:+.3f}" if known else "–",
             "verdict": badge(row["verdict"]),
         }
@@ -272,6 +272,11 @@ def glue(**values: object) -> None:
 
     for name, value in values.items():
         keep(name, value.item() if isinstance(value, np.generic) else value, display=False)
+
+
+def glue_verdicts(**verdicts: str) -> None:
+    """Name verdicts, as coloured words, for the front page: `transfer` becomes `transfer_badge`."""
+    glue(**{f"{name}_badge": HTML(badge(verdict)) for name, verdict in verdicts.items()})
 
 
 def footer(results: xr.Dataset) -> HTML:

@@ -183,14 +183,20 @@ def lease(key: str) -> Iterator[None]:
         yield
 
 
-def finish(spec: Any, dataset: xr.Dataset, *, status: str = "done", seconds: float = 0.0) -> None:
-    """Keep a result under its key; `status` is `done` or `failed` (with attrs saying why)."""
+def finish(
+    spec: Any, dataset: xr.Dataset, *, status: str = "done", seconds: float = 0.0
+) -> xr.Dataset:
+    """Keep a result under its key, and return it as it will be read.
+
+    `status` is `done` or `failed` (with attrs saying why).
+    """
     folder = run_folder(spec.key)
     facts = {"schema": LAYOUT, "key": spec.key, "status": status, "seconds": seconds}
     write_json(folder / "spec.json", config.dump(spec))
     write_zarr(dataset.assign_attrs(facts | provenance()), folder / "result.zarr")
     sums = {path.name: checksum(path) for path in folder.glob("*.safetensors")}
     write_json(folder / "done.json", facts | {"sha256": sums})
+    return read_zarr(folder / "result.zarr")
 
 
 def read(key: str) -> xr.Dataset | None:
@@ -217,6 +223,12 @@ def weights_path(key: str) -> Path | None:
     if not path.exists() or done["sha256"].get(path.name) != checksum(path):
         return None
     return path
+
+
+def complete(key: str) -> bool:
+    """Whether a run ended and left what it should: whole weights, or the reason why it failed."""
+    done = _done(key)
+    return done is not None and (done["status"] == "failed" or weights_path(key) is not None)
 
 
 def _done(key: str) -> dict | None:

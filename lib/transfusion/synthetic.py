@@ -492,9 +492,9 @@ def _objects_case(size, seed, i):
     label = rng.integers(CLASSES)
     image = _tones(rng)[0] + 0.1 * _cloud(rng, size)
     # Areas follow a power law, as many leaves at each scale as in natural images.
-    for radius in 0.1 / np.sqrt(1 - 0.98 * rng.random(24)):
+    for radius in 0.1 / np.sqrt(1 - 0.98 * rng.random(20)):
         _leaf(image, rng, rng.uniform(-1, 1, 2), radius, rng.integers(CLASSES))
-    _leaf(image, rng, rng.uniform(-0.2, 0.2, 2), rng.uniform(0.5, 0.7), label)
+    _leaf(image, rng, rng.uniform(-0.15, 0.15, 2), rng.uniform(0.65, 0.85), label)
     (x, y), (right, down) = _grid(size), 0.2 * rng.normal(size=2)
     return image * (1 + right * x + down * y) + 0.015 * rng.normal(size=image.shape), label
 
@@ -511,7 +511,7 @@ def _leaf(image, rng, centre, radius, kind):
     if texture == "cloud":
         mix = np.clip(0.5 + 0.4 * _cloud(rng, size, (8, 16, 32))[rows, columns], 0, 1)
     else:
-        mix = _pattern(rng.uniform(3, 4.5) * local, texture)
+        mix = _pattern(rng.uniform(3, 4) * local, texture)
     cover = _side(_within(local, shape), 2 / size / radius)
     _paint(image[:, rows, columns], cover, tones[0] + (tones[1] - tones[0]) * mix)
 
@@ -519,7 +519,7 @@ def _leaf(image, rng, centre, radius, kind):
 def _tones(rng):
     """Two colours (2, 3, 1, 1), one darker than the other."""
     colour = _rgb(*(rng.uniform(0.2, 0.8) + 0.12 * rng.normal(size=3)))
-    step = rng.uniform(0.3, 0.6) * rng.choice([-1, 1])
+    step = rng.uniform(0.35, 0.65) * rng.choice([-1, 1])
     return np.stack([colour, np.clip(colour + step, 0, 1)])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +63,7 @@ def fit(run: config.Run, *, checkpoint_seconds: float = 60.0) -> xr.Dataset:
     Raises ValueError for an unknown model, data set or weights that do not fit.
     """
     with store.lease(run.key):
-        found = store.read(run.key)
+        found = store.read(run.key) if store.complete(run.key) else None
         if found is not None:
             return found
         # One thread: two on shared cores are slower than one, and the sums depend on their number.
@@ -102,6 +102,7 @@ def source_state(init: config.Init) -> inits.State | None:
 
 def check(run: config.Run) -> None:
     """Raise ValueError for whatever would stop this run: model, data, init, weights."""
+    data.check(run.data)
     net = models.build(run.model, outputs=_outputs(run.data))
     if run.init.name != "random" and run.init.source is None:
         raise ValueError(f"init {run.init.name!r} needs a source")
@@ -124,7 +125,7 @@ def _outputs(spec: config.Data) -> int:
 
 def _fit(run: config.Run, checkpoint_seconds: float) -> xr.Dataset:
     images = data.load(run.data)
-    net = network(run, trained=False).to(device(), memory_format=torch.channels_last)
+    net = network(run, trained=False).to(device()).to(memory_format=torch.channels_last)
     adam = torch.optim.Adam(net.parameters(), weight_decay=run.optim.weight_decay, fused=True)
     progress = _resume(run, net, adam)
     try:
@@ -238,7 +239,11 @@ def _masked_bce(logits: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits[known], target[known].float())
 
 
-LOSSES = {"grades": F.cross_entropy, "classes": F.cross_entropy, "findings": _masked_bce}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "grades": F.cross_entropy,
+    "classes": F.cross_entropy,
+    "findings": _masked_bce,
+}
 
 
 def _on_device(images: xr.Dataset) -> tuple[Tensor, Tensor]:
@@ -303,10 +308,8 @@ def _keep(
     )
     attrs |= {"device": device_name(), "best_step": progress.best_step}
     result = curve.merge(tested).assign_attrs(attrs)
-    store.finish(run, result, status=status, seconds=progress.seconds)
+    kept = store.finish(run, result, status=status, seconds=progress.seconds)
     _checkpoint(run).unlink(missing_ok=True)
-    kept = store.read(run.key)
-    assert kept is not None
     return kept
 
 

@@ -1,0 +1,41 @@
+# Two commands do everything: make book, make test. The rest is for those who work here.
+PYTHON ?= python3
+BIN := .venv/bin
+STUDY ?= quick
+
+.PHONY: book test test-all check install study lab clean
+
+book: install
+	$(BIN)/transfusion run quick
+	$(BIN)/transfusion run retina
+	$(BIN)/transfusion book
+
+test: install check
+	$(BIN)/pytest
+
+test-all: install
+	$(BIN)/pytest -m "not gpu"
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+study: install
+	$(BIN)/transfusion run $(STUDY)
+
+lab: install
+	$(BIN)/pip install --quiet --constraint constraints.txt jupyterlab
+	$(BIN)/jupyter lab book
+
+install: .venv/installed
+
+# Written last, so an interrupted installation is begun again.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf book/_build

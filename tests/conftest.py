@@ -1,0 +1,57 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transfusion import config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty data_cache of its own."""
+    monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def tiny_run():
+    """A run of a second: `tiny_run(seed=1, steps=4, ...)`."""
+
+    def make(*, init=None, seed=0, model="cbr_tiny", **optim):
+        images = config.Data(name="fundus", size=32, train=48, valid=32, test=40)
+        recipe = config.Optim(**{"steps": 6, "batch": 16, "evaluations": 3, **optim})
+        return config.Run(
+            data=images, model=model, init=init or config.Init(), optim=recipe, seed=seed
+        )
+
+    return make
+
+
+@pytest.fixture
+def photographs(tmp_path, rng):
+    """A folder of 40 images and its table: two a patient, grades 0 to 4."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    lines = ["image,label,patient,split"]
+    for i in range(40):
+        pixels = rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        split = "train" if i < 24 else "valid" if i < 30 else "test"
+        lines.append(f"{i}.png,{i % 5},{i // 2},{split}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def cells(path):
+    return json.loads(path.read_text())["cells"]

@@ -1,0 +1,215 @@
+import json
+import os
+
+import numpy as np
+import pytest
+from transfusion import config, experiments, store
+
+from .conftest import ROOT
+
+KNOBS = {
+    "study": "made_up",
+    "target": "fundus",
+    "source": "objects",
+    "weights": {},
+    "lr": 0.001,
+    "precision": "float32",
+    "models": ["cbr_tiny"],
+    "inits": ["random", "transfer"],
+    "seeds": 2,
+    "image_size": 32,
+    "train_size": 32,
+    "valid_size": 32,
+    "test_size": 40,
+    "source_size": 40,
+    "steps": 4,
+    "source_steps": 2,
+    "batch": 16,
+    "evaluations": 2,
+}
+
+
+def test_runs_are_the_grid():
+    runs = experiments.runs("performance", **{**KNOBS, "models": ["cbr_tiny", "resnet50"]})
+    assert len({run.key for run in runs}) == 2 * 2 * 2
+    assert {(run.model, run.init.name, run.seed) for run in runs} == {
+        (m, i, s) for m in ("cbr_tiny", "resnet50") for i in ("random", "transfer") for s in (0, 1)
+    }
+
+
+def test_chapters_share_their_runs():
+    performance = {run.key for run in experiments.runs("performance", **KNOBS)}
+    inits = {**KNOBS, "inits": ["random", "mean_var", "transfer"]}
+    scaling = {run.key for run in experiments.runs("weight_scaling", **inits)}
+    (comparison,) = experiments.runs("representations", **KNOBS)
+    assert performance < scaling and len(scaling) == 6
+    assert {run.key for run in comparison.runs} == performance
+
+
+def test_named_weights_take_the_place_of_pretraining():
+    weights = {**KNOBS, "weights": {"cbr_tiny": "imagenet@1"}}
+    transferred = [r for r in experiments.runs("performance", **weights) if r.init.name != "random"]
+    assert {run.init.source for run in transferred} == {"imagenet@1"}
+
+
+def test_source_is_the_same_for_all_seeds():
+    runs = experiments.runs("performance", **KNOBS)
+    assert len({run.init.source.key for run in runs if run.init.source}) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0.1}, "unknown parameter 'learning_rate'"),
+        ({"step": 3}, "Did you mean 'steps'"),
+        ({"inits": ["meanvar"]}, "unknown init 'meanvar'; possible: random, transfer, mean_var"),
+        ({"lr": "1e-3"}, "lr: Input should be a valid number, got '1e-3'"),
+        ({"lr": -1.0}, "lr: Input should be greater than 0"),
+        ({"seeds": 0}, "seeds: "),
+        ({"precision": "half"}, "precision: "),
+        ({"target": "eyepac"}, "neither synthetic nor prepared"),
+        ({"weights": None}, "weights: "),
+    ],
+)
+def test_bad_knobs_are_named(cache, changes, message):
+    with pytest.raises(ValueError, match=message):
+        experiments.runs("performance", **{**KNOBS, **changes})
+
+
+def test_a_study_says_everything():
+    with pytest.raises(ValueError, match="steps: Field required"):
+        experiments.runs("performance", **{k: v for k, v in KNOBS.items() if k != "steps"})
+
+
+def test_unknown_chapter_and_study():
+    with pytest.raises(ValueError, match="Did you mean 'performance'"):
+        experiments.runs("performances", **KNOBS)
+    with pytest.raises(ValueError, match="unknown study 'quik'"):
+        experiments.parameters("quik", "performance")
+
+
+def test_a_study_without_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "HOME", tmp_path)
+    (tmp_path / "params/mine").mkdir(parents=True)
+    (tmp_path / "params/mine/common.yml").write_text("study: mine\n")
+    (tmp_path / "params/mine/data.yml").write_text("")
+    with pytest.raises(ValueError, match=r"'mine' has no performance.yml; it has data"):
+        experiments.parameters("mine", "performance")
+
+
+def test_collect_computes_once_and_then_reads(cache, monkeypatch):
+    first = experiments.collect("performance", **KNOBS)
+    assert dict(first.sizes) == {"step": 2, "model": 1, "init": 2, "seed": 2}
+    assert first.init.values.tolist() == ["random", "transfer"]
+    assert np.isfinite(first.test_auc).all() and first.attrs["train_images"] == 32
+    runs = json.loads(first.attrs["runs"])
+    specs = experiments.runs("performance", **KNOBS)
+    assert [run["key"] for run in runs] == [spec.key for spec in specs]
+    one = store.read(specs[3].key)
+    assert first.test_auc.sel(model="cbr_tiny", init="transfer", seed=1) == one.test_auc
+    monkeypatch.setattr(experiments, "compute", None)
+    assert experiments.collect("performance", **KNOBS).identical(first)
+
+
+def test_only_what_a_parameter_touches_is_missing(cache):
+    experiments.collect("performance", **KNOBS)
+    more = experiments.runs("performance", **{**KNOBS, "seeds": 3})
+    assert {(s.init.name, s.seed) for s in experiments.missing(more)} == {
+        ("random", 2),
+        ("transfer", 2),
+    }
+    assert experiments.missing(experiments.runs("performance", **KNOBS)) == []
+
+
+def test_comparisons_name_their_networks(cache):
+    result = experiments.collect("representations", **KNOBS, images=40, positions=4, neurons=8)
+    assert dict(result.sizes) == {"model": 1, "block": 4, "pair": 28}
+    kinds = set(zip(result.init_a.values, result.state_a.values, strict=True))
+    assert ("random", "initial") in kinds and ("transfer", "final") in kinds
+    assert result.depth.values[0].tolist() == [0, 1, 2, 3]
+
+
+def test_lost_weights_are_trained_again(cache):
+    experiments.collect("performance", **KNOBS)
+    run = experiments.runs("performance", **KNOBS)[0]
+    before = store.weights_path(run.key).read_bytes()
+    store.weights_path(run.key).write_bytes(b"cut")
+    (comparison,) = experiments.runs("representations", **KNOBS)
+    assert [spec.key for spec in experiments.missing([comparison])] == [run.key, comparison.key]
+    experiments.compute([comparison])
+    assert store.weights_path(run.key).read_bytes() == before
+
+
+def test_a_failed_run_is_a_hole_not_an_end(cache):
+    result = experiments.collect("performance", **{**KNOBS, "inits": ["random"], "lr": 1e30})
+    assert np.isnan(result.auc).all()
+    assert {run["status"] for run in json.loads(result.attrs["runs"])} == {"failed"}
+
+
+def test_what_cannot_run_stops_everything_before_it_starts(cache):
+    with pytest.raises(ValueError, match="Did you mean 'cbr_tiny'"):
+        experiments.collect("performance", **{**KNOBS, "models": ["cbr_small", "cbr_tini"]})
+    assert not (cache / "runs").exists()
+
+
+def break_on_seed_1(fields):
+    if fields["seed"] == 1:
+        raise RuntimeError("broken")
+
+
+def die_on_seed_1(fields):
+    if fields["seed"] == 1:
+        os._exit(9)
+
+
+@pytest.mark.parametrize(
+    ("accident", "message"), [(break_on_seed_1, "broken"), (die_on_seed_1, "")]
+)
+def test_accidents_are_reported_with_key_and_log(cache, monkeypatch, accident, message):
+    monkeypatch.setattr(experiments, "_perform", accident)
+    runs = experiments.runs("performance", **{**KNOBS, "inits": ["random"]})
+    with pytest.raises(experiments.Failed, match=f"{runs[1].key}: .*{message}.*log"):
+        experiments.compute(runs, jobs=1)
+
+
+def test_status_counts_runs(cache):
+    table = experiments.status("smoke")
+    assert table.loc["performance", "missing"] == 8
+    assert (table["collected"] == "no").all()
+
+
+@pytest.mark.parametrize("study", experiments.studies())
+def test_parameter_files_are_understood(study):
+    for chapter in experiments.chapters(study):
+        parameters = experiments.parameters(study, chapter)
+        assert parameters["study"] == study
+        assert experiments.runs(chapter, **parameters)
+
+
+def tracked_studies():
+    return [
+        p.parent.name for p in sorted((ROOT / "data_cache/results").glob("retina/manifest.csv"))
+    ]
+
+
+@pytest.mark.parametrize("study", tracked_studies())
+def test_tracked_results_are_those_of_the_parameter_files(study):
+    """The published pages need no training: every run that they ask for is collected."""
+    for chapter in experiments.chapters(study):
+        specs = experiments.runs(chapter, **experiments.parameters(study, chapter))
+        assert experiments.is_collected(study, chapter, specs), chapter
+
+
+def test_precision_follows_the_machine(monkeypatch):
+    (auto,) = {
+        run.optim.precision
+        for run in experiments.runs("performance", **{**KNOBS, "precision": "auto"})
+    }
+    assert auto == experiments._precision() and auto in ("float32", "bfloat16")
+    monkeypatch.setattr(experiments, "gpus", lambda: 1)
+    assert experiments._precision() == "bfloat16"
+
+
+def test_specifications_survive_the_trip_to_a_worker():
+    for spec in experiments.runs("representations", **KNOBS):
+        assert config.load(json.loads(json.dumps(config.dump(spec)))) == spec

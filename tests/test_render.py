@@ -1,0 +1,133 @@
+import json
+import subprocess
+import sys
+
+import nbformat
+import papermill
+import pytest
+from transfusion import experiments, render
+
+from .conftest import ROOT, cells
+
+BOOK = ROOT / "book"
+NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """A notebook of one parameters cell and one more."""
+
+    def make(source):
+        book = nbformat.v4.new_notebook()
+        book.metadata["kernelspec"] = {"name": "python3", "display_name": "p", "language": "python"}
+        parameters = nbformat.v4.new_code_cell(
+            "steps: int = 3  # steps\nlr: float = 0.1\nx: dict = {}"
+        )
+        parameters.metadata["tags"] = ["parameters"]
+        book.cells = [parameters, nbformat.v4.new_code_cell(source)]
+        nbformat.write(book, tmp_path / "a.ipynb")
+        return tmp_path / "a.ipynb"
+
+    return make
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stored_clean(path):
+    book = json.loads(path.read_text())
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    assert len({cell["id"] for cell in book["cells"]}) == len(book["cells"])
+    assert sum("parameters" in cell["metadata"].get("tags", []) for cell in code) == 1
+    assert set(book["metadata"]) == {"kernelspec"}
+    assert len(code) <= 12 and not any("def " in "".join(cell["source"]) for cell in code)
+
+
+@pytest.mark.parametrize("study", experiments.studies())
+def test_notebooks_declare_the_parameters_of_every_study(study):
+    for chapter in experiments.chapters(study):
+        render.checked(BOOK / f"{chapter}.ipynb", experiments.parameters(study, chapter))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_defaults_of_a_notebook_are_those_of_the_quick_study(path):
+    (source,) = ["".join(c["source"]) for c in cells(path) if c["id"] == "parameters"]
+    defaults: dict = {}
+    exec(source, defaults)
+    quick = experiments.parameters("quick", path.stem)
+    assert {name: defaults[name] for name in quick} == quick
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"step": 3}, "unknown parameter of a.ipynb 'step'; possible: .*Did you mean 'steps'"),
+        ({"steps": "3"}, "steps is a int, got '3'"),
+        ({"steps": 3.5}, "steps is a int"),
+        ({"steps": True}, "steps is a int"),
+        ({"lr": "1e-3"}, "lr is a float"),
+        ({"x": [1]}, "x is a dict"),
+    ],
+)
+def test_bad_parameters_stop_before_anything_runs(notebook, tmp_path, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        render.render(notebook("print(steps)"), parameters, tmp_path / "out.ipynb")
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_a_failed_notebook_never_reaches_the_book(notebook, tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="division by zero"):
+        render.render(notebook("1 / 0"), {}, tmp_path / "out.ipynb")
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_two_executions_give_the_same_bytes(notebook, tmp_path):
+    source = "import holoviews as hv; hv.extension('bokeh', logo=False); hv.Curve([steps, 2])"
+    for name in ("one", "two"):
+        render.render(notebook(source), {"steps": 5}, tmp_path / f"{name}.ipynb")
+    one, two = ((tmp_path / f"{name}.ipynb").read_bytes() for name in ("one", "two"))
+    assert one == two and b"bokeh" in one
+
+
+def test_tidy_keeps_results_and_hides_the_injected_cell(notebook, tmp_path):
+    render.render(notebook("print('noise')\nsteps"), {"steps": 7}, tmp_path / "out.ipynb")
+    injected = cells(tmp_path / "out.ipynb")[1]
+    last = cells(tmp_path / "out.ipynb")[-1]
+    assert injected["id"] == "injected-parameters"
+    assert "remove-cell" in injected["metadata"]["tags"]
+    assert [output["data"]["text/plain"] for output in last["outputs"]] == [["7"]]
+
+
+def test_relabel_makes_a_second_page():
+    book = nbformat.v4.new_notebook()
+    title = nbformat.v4.new_markdown_cell("# A claim\n\nSee {numref}`fig-a`.")
+    figure = nbformat.v4.new_code_cell("# 1", metadata={"mystnb": {"figure": {"name": "fig-a"}}})
+    book.cells = [title, figure]
+    render.relabel(book, "retina")
+    assert book.cells[0].source == "# A claim (retina)\n\nSee {numref}`fig-a-retina`."
+    assert book.cells[1].source == "# 1"
+    assert book.cells[1].metadata.mystnb.figure.name == "fig-a-retina"
+
+
+def test_every_page_of_the_contents_exists():
+    contents = render.yaml.safe_load((BOOK / "_toc.yml").read_text())
+    for part in contents["parts"]:
+        for entry in part["chapters"]:
+            name = entry["file"].rpartition("/")[2]
+            there = (BOOK / f"{entry['file']}.md").exists() or (BOOK / f"{name}.ipynb").exists()
+            assert there, entry
+
+
+def test_offline_extension_refuses_another_version():
+    code = (
+        "import sys; sys.path.insert(0, 'book/_ext'); import offline_bokeh as o\n"
+        "body = 'src=\"https://cdn.bokeh.org/bokeh/release/bokeh-0.1.0.min.js\"'\n"
+        "o.localise(None, 'page', None, {'body': body, 'pathto': None}, None)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "executed with another Bokeh" in found.stderr
+
+
+def test_book_asks_for_chapters_that_were_not_rendered(monkeypatch, tmp_path):
+    monkeypatch.setattr(render, "BUILD", tmp_path)
+    with pytest.raises(ValueError, match="transfusion run smoke --chapter data"):
+        render.book("smoke")

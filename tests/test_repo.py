@@ -1,0 +1,110 @@
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import transfusion
+import yaml
+
+from .conftest import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def tracked():
+    return subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+def test_environment_yml_says_what_pyproject_says():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, last = environment["dependencies"]
+    assert python == f"python {PROJECT['requires-python']}" and pip == "pip"
+    assert last == {"pip": ["--constraint constraints.txt", "--editable .[dev]"]}
+    assert "dev" in PROJECT["optional-dependencies"]
+
+
+def test_every_dependency_has_an_exact_version_and_a_reason():
+    exact = {
+        line.split("==")[0].lower()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    reasons = (ROOT / "CONTRIBUTING.md").read_text()
+    names = [re.split(r"[<>=\s]", name)[0] for name in PROJECT["dependencies"]]
+    for name in [*names, *PROJECT["optional-dependencies"]["dev"]]:
+        assert name.lower() in exact, name
+    for name in names:
+        assert name in reasons, name
+
+
+def test_the_library_is_tracked_and_results_alone_of_the_cache():
+    files = tracked()
+    assert "lib/transfusion/__init__.py" in files
+    allowed = ("data_cache/README.md", "data_cache/results/retina/")
+    assert all(name.startswith(allowed) for name in files if name.startswith("data_cache/"))
+    assert not [n for n in files if n.endswith((".jpeg", ".jpg", ".pth", ".safetensors", ".npz"))]
+
+
+def test_public_names_exist():
+    for name in transfusion.__all__:
+        assert getattr(transfusion, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        transfusion.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "module", ["cli", "config", "store", "metrics", "data", "experiments", "figures", "report"]
+)
+def test_reading_results_needs_no_torch(module):
+    code = f"import sys, transfusion.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+ORDER = [
+    ["cli"],
+    ["render"],
+    ["report", "figures"],
+    ["experiments", "paper"],
+    ["activations"],
+    ["train"],
+    ["inits"],
+    ["models", "similarity", "metrics", "data"],
+    ["store", "synthetic"],
+    ["config"],
+]
+
+
+def test_imports_point_one_way():
+    depth = {name: i for i, names in enumerate(ORDER) for name in names}
+    for path in (ROOT / "lib/transfusion").glob("[a-z]*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "transfusion":
+                for alias in node.names:
+                    beside = {path.stem, alias.name} == {"report", "figures"}
+                    assert beside or depth[alias.name] > depth[path.stem], (path, alias.name)
+
+
+def test_functions_are_short():
+    lengths = []
+    for path in (ROOT / "lib/transfusion").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                documented = ast.get_docstring(node) is not None
+                first = node.body[1 if documented and len(node.body) > 1 else 0]
+                lengths.append((node.end_lineno or 0) - first.lineno + 1)
+    assert sorted(lengths)[len(lengths) // 2] < 10
+    assert sorted(lengths)[int(0.9 * len(lengths))] < 40
+
+
+def test_margins_are_those_of_the_scope_page():
+    from transfusion import report
+
+    scope = (ROOT / "book/scope.md").read_text()
+    assert f"Margin | {100 * report.MARGIN:.1f} point" in scope
+    assert f"Steps to {100 * report.REACH:.0f} % of" in scope
+    assert f"gains less than {report.LEARNED:g} over chance" in scope
+    assert f"within {report.CCA_MARGIN:g} of none" in scope

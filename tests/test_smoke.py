@@ -1,0 +1,104 @@
+"""The whole way once: the smallest study, from the command to a built book without network."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from transfusion import experiments, render, store
+
+from .conftest import ROOT
+
+OUTSIDE = re.compile(r"""(?:<script[^>]+src|<link[^>]+href|<img[^>]+src)=["'](https?:)?//""")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """A cache of its own, which sees the tracked results."""
+    cache = tmp_path_factory.mktemp("cache")
+    (cache / "results").mkdir()
+    retina = ROOT / "data_cache/results/retina"
+    if retina.exists():
+        (cache / "results/retina").symlink_to(retina)
+    return {**os.environ, "TRANSFUSION_CACHE": str(cache)}
+
+
+def transfusion(environment, *arguments):
+    command = [sys.executable, "-m", "transfusion", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def smoke(environment):
+    found = transfusion(environment, "run", "smoke")
+    assert found.returncode == 0, found.stderr
+    return environment
+
+
+def test_every_chapter_is_executed(smoke, monkeypatch):
+    for chapter in experiments.chapters("smoke"):
+        assert render.executed("smoke", chapter).exists()
+    monkeypatch.setenv("TRANSFUSION_CACHE", smoke["TRANSFUSION_CACHE"])
+    assert (experiments.status("smoke")["collected"] == "yes").all()
+    assert (experiments.status("smoke")["missing"] == 0).all()
+
+
+def test_a_second_call_leaves_everything_alone(smoke):
+    before = {c: render.executed("smoke", c).stat().st_mtime_ns for c in ("data", "performance")}
+    assert transfusion(smoke, "run", "smoke").returncode == 0
+    after = {c: render.executed("smoke", c).stat().st_mtime_ns for c in ("data", "performance")}
+    assert before == after
+
+
+def test_plain_papermill_gives_the_same_page(smoke, tmp_path):
+    files = [ROOT / f"params/smoke/{name}.yml" for name in ("common", "performance")]
+    options = [part for file in files for part in ("-f", str(file))]
+    out = str(tmp_path / "out.ipynb")
+    command = [sys.executable, "-m", "papermill", "book/performance.ipynb", out, *options]
+    found = subprocess.run(command, cwd=ROOT, env=smoke, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    ours = json.loads(render.executed("smoke", "performance").read_text())["cells"]
+    plain = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    for name in ("verdict", "table", "verdicts", "small", "footer"):
+        one, other = (next(c for c in page if c["id"] == name) for page in (ours, plain))
+        assert one["outputs"][0]["data"]["text/html"] == other["outputs"][0]["data"]["text/html"]
+
+
+def test_the_book_is_built_and_needs_no_network(smoke):
+    assert transfusion(smoke, "run", "retina").returncode == 0
+    found = transfusion(smoke, "book", "--study", "smoke")
+    assert found.returncode == 0, found.stderr
+    pages = sorted((render.BUILD / "html").rglob("*.html"))
+    assert {"intro.html", "performance.html", "data.html"} <= {page.name for page in pages}
+    for page in pages:
+        text = page.read_text()
+        assert not OUTSIDE.search(text), page
+        assert "cdn.bokeh.org" not in text and "cdn.holoviz.org" not in text, page
+        assert len(text) < 1_500_000, page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "quik"], "unknown study 'quik'; possible: .*Did you mean 'quick'"),
+        (["run", "smoke", "--chapter", "performence"], "Did you mean 'performance'"),
+        (["data", "mine", "--from", "nowhere", "--size", "32"], "no folder nowhere"),
+        (["weights", "resnet50", "--from", "none.pth"], "no weights at none.pth"),
+        (["weights", "resnet5"], "unknown model 'resnet5'"),
+    ],
+)
+def test_errors_are_one_clear_line(cache, arguments, message):
+    found = transfusion({**os.environ, "TRANSFUSION_CACHE": str(cache)}, *arguments)
+    assert found.returncode == 1
+    assert re.match(f"transfusion: .*{message}", found.stderr), found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_read_only_cache_is_told_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    environment = {**os.environ, "TRANSFUSION_CACHE": str(tmp_path / "file")}
+    found = transfusion(environment, "run", "smoke", "--chapter", "performance")
+    assert found.returncode == 1 and "cannot write results" in found.stderr
+    assert store.results_path("a", "b").name == "b.zarr"
