@@ -82,8 +82,9 @@ def test_a_failed_notebook_never_reaches_the_book(notebook, tmp_path):
 
 def test_two_executions_give_the_same_bytes(notebook, tmp_path):
     source = "import holoviews as hv; hv.extension('bokeh', logo=False); hv.Curve([steps, 2])"
+    path = notebook(source)
     for name in ("one", "two"):
-        render.render(notebook(source), {"steps": 5}, tmp_path / f"{name}.ipynb")
+        render.render(path, {"steps": 5}, tmp_path / f"{name}.ipynb")
     one, two = ((tmp_path / f"{name}.ipynb").read_bytes() for name in ("one", "two"))
     assert one == two and b"bokeh" in one
 

@@ -234,7 +234,7 @@ def complete(key: str) -> bool:
 def _done(key: str) -> dict | None:
     try:
         return json.loads((run_folder(key) / "done.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
 
 
