@@ -50,7 +50,7 @@ def setup() -> None:
     hv.output(widget_location="bottom")
     frame = dict(responsive=True, height=330, show_grid=True, toolbar="above", fontscale=1.15)
     hv.opts.defaults(
-        opts.Overlay(legend_position="bottom", **frame),
+        opts.Overlay(legend_position="bottom", legend_cols=1, show_title=False, **frame),
         opts.Curve(line_width=2),
     )
 
@@ -172,7 +172,7 @@ def _null(one: xr.Dataset, kinds: dict[str, tuple[np.ndarray, str]]) -> hv.Curve
     shown = np.logical_or.reduce([mask for mask, _ in kinds.values()])
     values = one["null"].isel(pair=shown).mean("pair").values
     frame = pd.DataFrame({"block": np.arange(len(values)), "mean CCA": values})
-    line = hv.Curve(frame, "block", "mean CCA", label="null: images paired at random")
+    line = hv.Curve(frame, "block", "mean CCA", label="null (chance)")
     return line.opts(color=NULL, line_dash="dashed")
 
 
