@@ -80,6 +80,15 @@ def test_a_failed_notebook_never_reaches_the_book(notebook, tmp_path):
     assert not (tmp_path / "out.ipynb").exists()
 
 
+def test_a_failure_is_one_line_and_a_log(notebook, monkeypatch, tmp_path):
+    monkeypatch.setattr(render, "BOOK", notebook("1 / 0").parent)
+    monkeypatch.setattr(render, "BUILD", tmp_path)
+    with pytest.raises(RuntimeError, match="a.ipynb failed: ZeroDivisionError: division by zero"):
+        render._chapter("smoke", "a", {})
+    assert "1 / 0" in render.executed("smoke", "a").with_suffix(".log").read_text()
+    assert not render.executed("smoke", "a").exists()
+
+
 def test_two_executions_give_the_same_bytes(notebook, tmp_path):
     source = "import holoviews as hv; hv.extension('bokeh', logo=False); hv.Curve([steps, 2])"
     path = notebook(source)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -350,10 +352,14 @@ def compute(specs: Iterable[Spec], *, jobs: int | None = None) -> None:
     _check(todo)
     jobs = jobs or (1 if gpus() else os.cpu_count() or 1)
     errors: dict[str, BaseException] = {}
+    done, start = 0, time.monotonic()
     with tqdm(total=len(todo), desc="runs", unit="run", disable=None, smoothing=0) as bar:
         for wave in _waves(todo):
             for key, error in _perform_all(wave, min(jobs, len(wave))):
                 bar.update()
+                if bar.disable:  # no terminal: a line a run, for the log
+                    done += 1
+                    print(_progress(done, len(todo), start), file=sys.stderr, flush=True)
                 if error is not None:
                     errors[key] = error
     if errors:
@@ -364,6 +370,11 @@ def compute(specs: Iterable[Spec], *, jobs: int | None = None) -> None:
         raise Failed(
             f"{len(errors)} of {len(todo)} could not be computed:\n  " + "\n  ".join(lines)
         )
+
+
+def _progress(done: int, total: int, start: float) -> str:
+    left = (time.monotonic() - start) / done * (total - done)
+    return f"{done} of {total} computed, about {left / 60:.1f} min left"
 
 
 def _check(todo: list[Spec]) -> None:

@@ -53,7 +53,13 @@ def study(name: str, only: list[str] | None = None, *, jobs: int | None = None) 
 
 
 def _chapter(study: str, chapter: str, parameters: dict) -> None:
-    render(BOOK / f"{chapter}.ipynb", parameters, executed(study, chapter))
+    log = executed(study, chapter).with_suffix(".log")
+    try:
+        render(BOOK / f"{chapter}.ipynb", parameters, executed(study, chapter))
+    except papermill.PapermillExecutionError as error:
+        log.write_text(str(error))
+        short = f"{chapter}.ipynb failed: {error.ename}: {error.evalue} (log: {log})"
+        raise RuntimeError(short) from error
     stamp = _stamp(study, chapter, parameters)
     store.write_json(executed(study, chapter).with_suffix(".json"), {"stamp": stamp})
 
