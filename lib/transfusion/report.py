@@ -104,7 +104,7 @@ def speedups(results: xr.Dataset) -> pd.DataFrame:
 
     A geometric mean over seeds with its 95 % interval. A run that never gets there counts with
     its whole length, so ratios are bounds then; `never` says how many. `holds` if the interval lies
-    above 1; without a level worth the name the verdict is `inconclusive`.
+    above 1; where random init learned too little to set a level, there is no ratio.
     """
     rows = []
     for model in results.model.values:
@@ -113,21 +113,18 @@ def speedups(results: xr.Dataset) -> pd.DataFrame:
         capped = xr.ufuncs.log2(steps.where(np.isfinite(steps), int(results.step[-1])))
         for init in [i for i in results.init.values if i != "random"]:
             effect = metrics.interval((capped.sel(init="random") - capped.sel(init=init)).values)
-            learned = goal - 0.5 >= REACH * LEARNED
-            rows.append(
-                {
-                    "model": model,
-                    "init": init,
-                    "level": goal,
-                    "speed-up": 2**effect.mean,
-                    "low": 2**effect.low,
-                    "high": 2**effect.high,
-                    "n": effect.n,
-                    "never": int(np.isinf(steps.sel(init=["random", init])).sum()),
-                    "verdict": metrics.positive(effect) if learned else "inconclusive",
-                }
-            )
+            never = int(np.isinf(steps.sel(init=["random", init])).sum())
+            row = {"model": model, "init": init, "level": goal, "n": effect.n, "never": never}
+            rows.append(row | _ratio(effect, learned=goal - 0.5 >= REACH * LEARNED))
     return pd.DataFrame(rows).set_index(["model", "init"])
+
+
+def _ratio(effect: metrics.Interval, *, learned: bool) -> dict[str, float | str]:
+    """Ratio, interval and verdict of log2 ratios; none where there is no level to reach."""
+    if not learned:
+        return {"speed-up": np.nan, "low": np.nan, "high": np.nan, "verdict": "inconclusive"}
+    ends = {"speed-up": 2**effect.mean, "low": 2**effect.low, "high": 2**effect.high}
+    return {**ends, "verdict": metrics.positive(effect)}
 
 
 def _means(both: xr.DataArray) -> dict[str, float]:
@@ -175,7 +172,9 @@ def spread(mean: float, low: float, high: float, n: int, digits: int = 1, unit: 
 
 
 def ratio(row: pd.Series) -> str:
-    """`2.3 times [1.1, 4.6] (n = 4)`."""
+    """`2.3 times [1.1, 4.6] (n = 4)`, or why there is no such number."""
+    if np.isnan(row["speed-up"]):
+        return f"no level to reach, random init stayed near chance (n = {int(row['n'])})"
     return (
         f"{row['speed-up']:.1f} times [{row['low']:.1f}, {row['high']:.1f}] (n = {int(row['n'])})"
     )
