@@ -71,7 +71,8 @@ def test_positive(low, high, verdict):
         (["differs"], "differs"),
         (["holds", "differs"], "holds in part"),
         (["holds", "inconclusive"], "holds in part"),
-        (["differs", "inconclusive"], "inconclusive"),
+        (["differs", "inconclusive"], "differs"),
+        (["inconclusive", "inconclusive"], "inconclusive"),
     ],
 )
 def test_overall(verdicts, expected):

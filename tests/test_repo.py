@@ -108,3 +108,24 @@ def test_margins_are_those_of_the_scope_page():
     assert f"Steps to {100 * report.REACH:.0f} % of" in scope
     assert f"gains less than {report.LEARNED:g} over chance" in scope
     assert f"within {report.CCA_MARGIN:g} of none" in scope
+
+
+def test_the_readmes_answers_are_those_of_the_tracked_results():
+    from transfusion import metrics, report, store
+
+    performance = store.open("retina", "performance")
+    gains, small = report.gains(performance), report.keeping_up(performance)
+    gaps = report.gaps(store.open("retina", "representations"))
+    speedups = report.speedups(store.open("retina", "weight_scaling"))
+    large, worst = gains.loc["resnet50"], small.loc[small["difference"].idxmin()]
+    effects = {
+        "gain": (metrics.overall(list(gains["verdict"])), large, " points", 1),
+        "difference": (metrics.overall(list(small["verdict"])), worst, " points", 1),
+        "gap": (metrics.overall(report.gap_verdicts(gaps)), gaps.loc["resnet50"], "", 3),
+    }
+    readme = (ROOT / "README.md").read_text()
+    for name, (verdict, row, unit, digits) in effects.items():
+        ends = (row[name], row["low"], row["high"], int(row["n"]))
+        assert f"**{verdict}**: {report.spread(*ends, digits=digits, unit=unit)}" in readme
+    scaling = speedups.loc[("resnet50", "mean_var")]
+    assert f"**{scaling['verdict']}**: {report.ratio(scaling)}" in readme

@@ -75,13 +75,15 @@ def positive(effect: Interval, margin: float = 0.0) -> str:
 
 
 def overall(verdicts: list[str]) -> str:
-    """One verdict from several: unanimous, or `holds in part` where some hold and others do not."""
+    """One verdict on a claim about all networks.
+
+    `holds` if it holds for each, `holds in part` if for some, `differs` if it holds for none and
+    fails for at least one, else `inconclusive`.
+    """
     found = set(verdicts)
-    if len(found) == 1:
-        return found.pop()
     if "holds" in found:
-        return "holds in part"
-    return "inconclusive"
+        return "holds" if found == {"holds"} else "holds in part"
+    return "differs" if "differs" in found else "inconclusive"
 
 
 def steps_to(level: float, steps: np.ndarray, curve: np.ndarray) -> float:
