@@ -125,7 +125,9 @@ def test_figures_are_drawn():
     figures.setup()
     assert len(figures.performance(performance([0.0, 0.0]))) == 2
     assert list(figures.curves(curves(300, 100)).keys()) == ["ResNet-50"]
-    overlay = figures.similarity(similarity([0.0, 0.05]))["ResNet-50"]
+    by_model = figures.similarity(similarity([0.0, 0.05]))
+    assert list(by_model.keys()) == ["ResNet-50", "CBR-Tiny"]
+    overlay = by_model["ResNet-50"]
     marks = overlay.get(1).data
     assert len(marks) == 2 * 3  # two blocks, three pairs of random networks
 

@@ -458,7 +458,8 @@ def status(study: str) -> pd.DataFrame:
         collected = "yes" if is_collected(study, chapter, specs) else "no"
         rows.append({"chapter": chapter, "collected": collected, **states})
     columns = ["chapter", "collected", "done", "failed", "started", "missing"]
-    return pd.DataFrame(rows).reindex(columns=columns).fillna(0).set_index("chapter")
+    table = pd.DataFrame(rows).reindex(columns=columns).set_index("chapter")
+    return table.fillna(dict.fromkeys(columns[2:], 0)).astype(dict.fromkeys(columns[2:], int))
 
 
 def is_collected(study: str, chapter: str, specs: list[Spec]) -> bool:

@@ -6,6 +6,7 @@ Colour and marker mean the same init in the whole book (Okabe and Ito's colour-b
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import holoviews as hv
 import numpy as np
@@ -48,7 +49,7 @@ def setup() -> None:
     """Load HoloViews' Bokeh backend and set the look of all figures; once a notebook."""
     hv.extension("bokeh", logo=False)
     hv.output(widget_location="bottom")
-    frame = dict(responsive=True, height=330, show_grid=True, toolbar="above", fontscale=1.15)
+    frame = dict(responsive=True, height=420, show_grid=True, toolbar="above", fontscale=1.15)
     hv.opts.defaults(
         opts.Overlay(legend_position="bottom", legend_cols=1, show_title=False, **frame),
         opts.Curve(line_width=2),
@@ -145,14 +146,20 @@ def before_after(results: xr.Dataset, init: str) -> np.ndarray:
 
 
 def _by_block(results: xr.Dataset, kinds: dict[str, tuple[np.ndarray, str]]) -> hv.HoloMap:
-    overlays = {}
-    for model in results.model.values:
-        one = results.sel(model=model).dropna("block", how="all", subset=["cca"]).sortby("depth")
+    def overlay(one: xr.Dataset) -> hv.Overlay:
+        one = one.dropna("block", how="all", subset=["cca"]).sortby("depth")
         layers = [_pairs(one.isel(pair=mask), label, init) for label, (mask, init) in kinds.items()]
-        overlays[title(model)] = hv.Overlay([_null(one, kinds), *layers]).opts(
-            xlabel="block", ylabel="mean CCA", ylim=(0, 1.02), xticks=_block_ticks(one)
-        )
-    return hv.HoloMap(overlays, "model")
+        axes = dict(xlabel="block", ylabel="mean CCA", ylim=(0, 1.02), xticks=_block_ticks(one))
+        return hv.Overlay([_null(one, kinds), *layers]).opts(**axes)
+
+    return _by_model(results, overlay)
+
+
+def _by_model(results: xr.Dataset, draw: Callable[[xr.Dataset], hv.Overlay]) -> hv.HoloMap:
+    """A figure a model to choose from, the last one first: studies name the large model last."""
+    models = results.model.values[::-1]
+    drawn = {title(model): draw(results.sel(model=model)) for model in models}
+    return hv.HoloMap(drawn, "model", sort=False)
 
 
 def _block_ticks(one: xr.Dataset) -> list[tuple[int, str]]:

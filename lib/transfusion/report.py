@@ -152,7 +152,7 @@ def verdict_box(claim: str, found: str, verdict: str) -> HTML:
     """The claim as the paper has it, what was found, and the verdict, in a box atop the page."""
     return HTML(
         f'<div class="verdict {_slug(verdict)}"><p><b>Paper.</b> {claim}</p>'
-        f"<p><b>Here.</b> {found}</p><p>{badge(verdict)}</p></div>"
+        f"<p><b>Here.</b> {found}</p><p><b>Verdict.</b> {badge(verdict)}</p></div>"
     )
 
 
@@ -248,7 +248,7 @@ def speedup_table(results: xr.Dataset) -> HTML:
                 "model": figures.title(model),
                 "init": figures.title(init),
                 "AUC to reach": f"{row['level']:.3f}",
-                "speed-up, here": ratio(row),
+                "speed-up, here": "–" if np.isnan(row["speed-up"]) else ratio(row),
                 "never reached": row["never"],
                 "speed-up, paper": theirs,
                 "verdict": badge(row["verdict"]),
