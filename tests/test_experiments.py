@@ -52,8 +52,9 @@ def test_named_weights_take_the_place_of_pretraining():
     assert {run.init.source for run in transferred} == {"imagenet@1"}
 
 
-def test_source_is_the_same_for_all_seeds():
+def test_source_is_the_same_for_all_seeds_and_starts_unlike_any_of_them():
     runs = experiments.runs("performance", **KNOBS)
+    assert {run.init.source.seed for run in runs if run.init.source}.isdisjoint(range(1000))
     assert len({run.init.source.key for run in runs if run.init.source}) == 1
 
 

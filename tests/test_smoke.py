@@ -16,13 +16,15 @@ OUTSIDE = re.compile(r"""(?:<script[^>]+src|<link[^>]+href|<img[^>]+src)=["'](ht
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """A cache of its own, which sees the tracked results."""
-    cache = tmp_path_factory.mktemp("cache")
+    """A cache and a build of its own; the cache sees the tracked results."""
+    cache, build = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("build")
     (cache / "results").mkdir()
     retina = ROOT / "data_cache/results/retina"
     if retina.exists():
         (cache / "results/retina").symlink_to(retina)
-    return {**os.environ, "TRANSFUSION_CACHE": str(cache)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(render, "BUILD", build / "_build")
+        yield {**os.environ, "TRANSFUSION_CACHE": str(cache), "TRANSFUSION_BUILD": str(build)}
 
 
 def transfusion(environment, *arguments):

@@ -159,7 +159,8 @@ def _by_model(results: xr.Dataset, draw: Callable[[xr.Dataset], hv.Overlay]) -> 
     """A figure a model to choose from, the last one first: studies name the large model last."""
     models = results.model.values[::-1]
     drawn = {title(model): draw(results.sel(model=model)) for model in models}
-    return hv.HoloMap(drawn, "model", sort=False)
+    # Without values of its own the widget would sort the names.
+    return hv.HoloMap(drawn, hv.Dimension("model", values=list(drawn)), sort=False)
 
 
 def _block_ticks(one: xr.Dataset) -> list[tuple[int, str]]:

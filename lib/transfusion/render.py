@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from tqdm import tqdm
 from transfusion import config, experiments, store
 
 BOOK = store.HOME / "book"
-BUILD = BOOK / "_build"
+# The variable TRANSFUSION_BUILD moves what is built out of the checkout.
+BUILD = Path(os.environ.get("TRANSFUSION_BUILD") or BOOK).resolve() / "_build"
 LITERALS: dict[str, type | tuple[type, ...]] = {
     "str": str,
     "int": int,
@@ -181,7 +183,7 @@ def book(main: str = "quick") -> Path:
     log = BUILD / "build.log"
     with log.open("w") as output:
         code = subprocess.run(
-            [*command, "--path-output", str(BOOK)], stdout=output, stderr=subprocess.STDOUT
+            [*command, "--path-output", str(BUILD.parent)], stdout=output, stderr=subprocess.STDOUT
         ).returncode
     if code:
         lines = [line for line in log.read_text().splitlines() if re.search("WARNING|ERROR", line)]

@@ -271,7 +271,8 @@ def save(study: str, chapter: str, dataset: xr.Dataset) -> None:
 
 
 def _extend_manifest(path: Path, chapter: str, runs: list[dict]) -> None:
-    new = pd.DataFrame([{"chapter": chapter, **run} for run in runs])
+    lines = [{name: str(value) for name, value in run.items()} for run in runs]
+    new = pd.DataFrame([{"chapter": chapter, **line} for line in lines])
     if path.exists():
         old = pd.read_csv(path, dtype=str, keep_default_na=False)
         new = pd.concat([old[old["chapter"] != chapter], new])
