@@ -149,7 +149,8 @@ def _by_block(results: xr.Dataset, kinds: dict[str, tuple[np.ndarray, str]]) -> 
     def overlay(one: xr.Dataset) -> hv.Overlay:
         one = one.dropna("block", how="all", subset=["cca"]).sortby("depth")
         layers = [_pairs(one.isel(pair=mask), label, init) for label, (mask, init) in kinds.items()]
-        axes = dict(xlabel="block", ylabel="mean CCA", ylim=(0, 1.02), xticks=_block_ticks(one))
+        limits = dict(xlim=(-0.5, len(one.block) - 0.5), ylim=(0, 1.02))
+        axes = dict(xlabel="block", ylabel="mean CCA", xticks=_block_ticks(one), **limits)
         return hv.Overlay([_null(one, kinds), *layers]).opts(**axes)
 
     return _by_model(results, overlay)
