@@ -149,7 +149,8 @@ def _by_block(results: xr.Dataset, kinds: dict[str, tuple[np.ndarray, str]]) -> 
     def overlay(one: xr.Dataset) -> hv.Overlay:
         one = one.dropna("block", how="all", subset=["cca"]).sortby("depth")
         layers = [_pairs(one.isel(pair=mask), label, init) for label, (mask, init) in kinds.items()]
-        limits = dict(xlim=(-0.5, len(one.block) - 0.5), ylim=(0, 1.02))
+        # The same for all models, since one frame of a HoloMap sets the limits of all.
+        limits = dict(xlim=(-0.5, float(results.depth.max()) + 0.5), ylim=(0, 1.02))
         axes = dict(xlabel="block", ylabel="mean CCA", xticks=_block_ticks(one), **limits)
         return hv.Overlay([_null(one, kinds), *layers]).opts(**axes)
 
