@@ -38,6 +38,14 @@ def test_gains_come_out_with_each_verdict(gain, noise, verdicts):
     assert report.gains(performance([gain, gain], noise))["verdict"].tolist() == verdicts
 
 
+def test_the_clearest_effect_is_the_one_that_decides():
+    results = performance([0.03, 0.05])
+    results["test_auc"][1, 1] += [0.1, -0.1, 0.1, -0.1]  # larger in the mean, and undecided
+    table = report.gains(results)
+    assert table["verdict"].tolist() == ["differs", "inconclusive"]
+    assert report.clearest(table).name == "cbr_tiny"
+
+
 def test_keeping_up_is_not_being_worse():
     results = performance([0.0, 0.05])
     table = report.keeping_up(results)

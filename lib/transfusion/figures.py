@@ -123,12 +123,8 @@ def similarity(results: xr.Dataset) -> hv.HoloMap:
 
 def change(results: xr.Dataset) -> hv.HoloMap:
     """Mean CCA of each network with itself before training, by block."""
-    kinds = {init: (before_after(results, init), init) for init in results_inits(results)}
-    return _by_block(results, {title(init): kind for init, kind in kinds.items()})
-
-
-def results_inits(results: xr.Dataset) -> list[str]:
-    return list(dict.fromkeys(results.init_a.values))
+    inits = dict.fromkeys(results.init_a.values)
+    return _by_block(results, {title(i): (before_after(results, i), i) for i in inits})
 
 
 def between(results: xr.Dataset, a: str, b: str) -> np.ndarray:

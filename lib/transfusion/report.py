@@ -34,6 +34,11 @@ def gains(results: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("model")
 
 
+def clearest(table: pd.DataFrame) -> pd.Series:
+    """The row whose interval lies farthest from 0: the one that decides, not the largest mean."""
+    return table.loc[np.maximum(table["low"], -table["high"]).idxmax()]
+
+
 def keeping_up(results: xr.Dataset, reference: str = "resnet50") -> pd.DataFrame:
     """Each small network minus the reference, test AUC in points, by init, paired over seeds (E3).
 
