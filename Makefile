@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STUDY ?= quick
 
-.PHONY: book test test-all check install study lab clean
+.PHONY: book test test-all check install study bench lab clean
 
 book: install
 	$(BIN)/transfusion run quick
@@ -23,6 +23,10 @@ check: install
 
 study: install
 	$(BIN)/transfusion run $(STUDY)
+
+# Some environments hold numpy's library to an old processor, at half the speed.
+bench: install
+	env -u OPENBLAS_CORETYPE $(BIN)/transfusion bench
 
 lab: install
 	$(BIN)/pip install --quiet --constraint constraints.txt jupyterlab

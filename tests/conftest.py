@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 from transfusion import config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,3 +56,16 @@ def photographs(tmp_path, rng):
 
 def cells(path):
     return json.loads(path.read_text())["cells"]
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that do work."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        self.counts[name] = self.counts.get(name, 0) + 1
+        return func(*args, **(kwargs or {}))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from transfusion import activations, config, models, store, train
+from transfusion import activations, config, data, models, store, train
 
 
 def test_extractor_gives_the_named_blocks(rng):
@@ -59,3 +59,49 @@ def test_compare_refuses_mixed_models(cache, tiny_run):
     mixed = config.Comparison(runs=(tiny_run(), tiny_run(model="cbr_small")))
     with pytest.raises(ValueError, match="one model on one data set"):
         activations.compare(mixed)
+
+
+@pytest.fixture
+def images(cache):
+    return data.prepare("fundus", size=32, n=300)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_captured_activations_are_those_of_the_network(images, tmp_path, dtype):
+    net = models.build("cbr_tiny", outputs=5)
+    tree = activations.capture(net, images, tmp_path / "kept.zarr", dtype=dtype)
+    assert list(tree.children) == ["block1", "block2", "block3", "block4"]
+    assert tree.attrs["images"] == 300
+    pixels = torch.from_numpy(images["pixels"].values)
+    with torch.no_grad():
+        expected = activations.extractor(net)(models.normalise(pixels))
+    for block, maps in expected.items():
+        found = tree[block]["activation"]
+        assert found.dims == ("image", "channel", "y", "x") and found.dtype == dtype
+        tolerance = 1e-3 if dtype == "float16" else 1e-5
+        np.testing.assert_allclose(found.values, maps.numpy(), rtol=tolerance, atol=1e-5)
+
+
+def test_some_blocks_and_vectors(images, tmp_path):
+    net = models.build("resnet18", outputs=5)
+    tree = activations.capture(net, images, tmp_path / "kept.zarr", blocks=["block4", "conv1"])
+    assert list(tree.children) == ["block4", "conv1"]
+    assert tree["conv1"]["activation"].shape == (300, 64, 16, 16)
+    with pytest.raises(ValueError, match="unknown block 'blok1'.*Did you mean 'block1'"):
+        activations.capture(net, images, tmp_path / "other.zarr", blocks=["blok1"])
+    with pytest.raises(ValueError, match="unknown dtype 'bfloat16'"):
+        activations.capture(net, images, tmp_path / "other.zarr", dtype="bfloat16")
+    assert not (tmp_path / "other.zarr").exists()
+
+
+def test_overflow_is_an_error_and_leaves_what_was_there(images, tmp_path):
+    net = models.build("cbr_tiny", outputs=5)
+    before = activations.capture(net, images, tmp_path / "kept.zarr")["block1"].load()
+    net.block2[1].bias.data.fill_(1e6)
+    with pytest.raises(ValueError, match="block2 overflows float16.*float32"):
+        activations.capture(net, images, tmp_path / "kept.zarr")
+    after = store.read_activations(tmp_path / "kept.zarr")["block1"]
+    np.testing.assert_array_equal(after["activation"], before["activation"])
+    assert [path.name for path in tmp_path.iterdir()] == ["cache", "kept.zarr"] or [
+        path.name for path in tmp_path.iterdir()
+    ] == ["kept.zarr", "cache"]

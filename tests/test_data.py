@@ -177,3 +177,10 @@ def test_unknown_data_sets_are_told_what_there_is(cache):
         ValueError, match="Prepare it: transfusion data eyepacs --from DIR --size 64"
     ):
         data.load(config.Data(name="eyepacs@0123456789ab", size=64))
+
+
+def test_a_split_without_images_is_told_before(photographs):
+    table = photographs / "labels.csv"
+    table.write_text(table.read_text().replace(",test", ",train"))
+    with pytest.raises(ValueError, match="no image of split test"):
+        data.ingest("mine", size=32, folder=photographs)

@@ -3,7 +3,7 @@ import os
 
 import numpy as np
 import pytest
-from transfusion import config, experiments, store
+from transfusion import config, data, experiments, store
 
 from .conftest import ROOT
 
@@ -173,6 +173,36 @@ def test_accidents_are_reported_with_key_and_log(cache, monkeypatch, accident, m
         experiments.compute(runs, jobs=1)
 
 
+def test_a_killed_process_takes_only_its_own_run_along(cache, monkeypatch):
+    monkeypatch.setattr(experiments, "_perform", die_on_seed_1)
+    runs = experiments.runs("performance", **{**KNOBS, "inits": ["random"], "seeds": 4})
+    with pytest.raises(experiments.Failed, match="1 of 5 could not") as failed:
+        experiments.compute(runs, jobs=1)
+    assert runs[1].key in str(failed.value) and runs[2].key not in str(failed.value)
+
+
+def test_images_are_drawn_once_and_what_is_needed_goes_first(cache):
+    runs = experiments.runs("performance", **KNOBS)
+    todo = experiments.missing(runs)
+    drawn = experiments._drawings(todo)
+    assert sorted(images.name for images in drawn) == ["fundus", "objects"]
+    tasks = [*drawn, *todo]
+    ranks = experiments._ranks(tasks)
+    for task in tasks:
+        for need in experiments._needs(task):
+            assert ranks[need.key] > ranks[task.key]
+    data.load(drawn[0])
+    assert experiments._drawings(todo) == drawn[1:]
+
+
+def test_long_runs_go_before_short_ones():
+    long, short = (
+        experiments.runs("performance", **{**KNOBS, "steps": steps})[0] for steps in (40, 4)
+    )
+    ranks = experiments._ranks([short, long])
+    assert ranks[long.key] == pytest.approx(10 * ranks[short.key])
+
+
 def test_status_counts_runs(cache):
     table = experiments.status("smoke")
     assert table.loc["performance"].to_dict() == {
@@ -208,9 +238,9 @@ def test_precision_follows_the_machine(monkeypatch):
         run.optim.precision
         for run in experiments.runs("performance", **{**KNOBS, "precision": "auto"})
     }
-    assert auto == experiments._precision() and auto in ("float32", "bfloat16")
+    assert auto == experiments.precision() and auto in ("float32", "bfloat16")
     monkeypatch.setattr(experiments, "gpus", lambda: 1)
-    assert experiments._precision() == "bfloat16"
+    assert experiments.precision() == "bfloat16"
 
 
 def test_specifications_survive_the_trip_to_a_worker():

@@ -1,6 +1,8 @@
 import pytest
 import torch
-from transfusion import activations, models
+from transfusion import activations, models, reference
+
+from .conftest import Operators
 
 PRINTED = {
     "cbr_large_t": 8_532_480,
@@ -67,3 +69,32 @@ def test_unknown_model_and_channels():
     )
     with pytest.raises(ValueError, match="takes 3 channels"):
         models.build("resnet18", outputs=5, channels=1)
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize(
+    ("name", "size"), [("resnet18", 32), ("resnet50", 32), ("resnet50", 45), ("cbr_large_t", 32)]
+)
+def test_convolutions_as_products_are_the_same_function(name, size, reduced, monkeypatch):
+    """Output and gradients in float64, on the paths of either precision."""
+    net = models.build(name, outputs=3, seed=1).double().to(memory_format=torch.channels_last)
+    plain = reference.plain(net)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: reduced)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(6, 3, size, size, dtype=torch.float64, generator=generator)
+    outputs = [n(images.to(memory_format=torch.channels_last)) for n in (net, plain)]
+    torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-9)
+    for output in outputs:
+        output.square().sum().backward()
+    for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-7, atol=1e-9)
+    with Operators() as seen:
+        net(images)
+    assert bool(seen.counts.get("im2col")) == reduced  # small maps
+    assert bool(seen.counts.get("mm")) == reduced
+
+
+def test_only_plain_convolutions_become_products():
+    net = models.build("mobilenet_v2", outputs=2)
+    kinds = {m.groups > 1: type(m) for m in net.modules() if isinstance(m, torch.nn.Conv2d)}
+    assert kinds == {True: torch.nn.Conv2d, False: models.Convolution}

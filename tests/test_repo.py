@@ -8,7 +8,7 @@ import pytest
 import transfusion
 import yaml
 
-from .conftest import ROOT
+from .conftest import ROOT, cells
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -64,9 +64,32 @@ def test_reading_results_needs_no_torch(module):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_help_imports_no_library():
+    code = (
+        "import sys\nfrom transfusion import cli\ntry: cli.main(['--help'])\n"
+        "except SystemExit: sys.exit(bool({'numpy', 'xarray', 'torch'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("chapter", ["performance", "representations", "weight_scaling"])
+def test_a_notebook_whose_results_are_there_imports_no_torch(chapter):
+    """The cells themselves, with the parameters of a study whose results are in git."""
+    sources = ["".join(c["source"]) for c in cells(ROOT / f"book/{chapter}.ipynb")
+               if c["cell_type"] == "code"]  # fmt: skip
+    assignments = (
+        "from transfusion import experiments\n"
+        f"globals().update(experiments.parameters('retina', {chapter!r}))"
+    )
+    code = "\n".join([sources[0], assignments, *sources[1:]])
+    code += "\nimport sys; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 ORDER = [
     ["cli"],
-    ["render"],
+    ["render", "bench"],
     ["report", "figures"],
     ["experiments", "paper"],
     ["activations"],
@@ -74,7 +97,7 @@ ORDER = [
     ["inits"],
     ["models", "similarity", "metrics", "data"],
     ["store", "synthetic"],
-    ["config"],
+    ["config", "reference"],
 ]
 
 

@@ -133,3 +133,45 @@ def test_manifest_has_a_line_a_run_and_chapter(cache, dataset):
     lines = (cache / "results/study/manifest.csv").read_text().splitlines()
     assert lines[0] == "chapter,key,status" and len(lines) == 5
     assert np.isfinite(store.open("study", "performance").auc).all()
+
+
+def halves(rng, images=10, batch=4):
+    for start in range(0, images, batch):
+        size = min(batch, images - start)
+        yield {"b": rng.normal(size=(size, 3, 2, 2)).astype(np.float16), "a": np.ones((size, 5))}
+
+
+def test_activations_keep_order_chunks_and_names(tmp_path, rng):
+    written = list(halves(rng))
+    store.write_activations(tmp_path / "x.zarr", written, 10, {"device": "cpu"})
+    tree = store.read_activations(tmp_path / "x.zarr")
+    assert list(tree.children) == ["b", "a"] and tree.attrs["device"] == "cpu"
+    expected = np.concatenate([batch["b"] for batch in written])
+    np.testing.assert_array_equal(tree["b"]["activation"], expected)
+    assert tree["a"]["activation"].dims == ("image", "channel")
+    chunks = [p for p in (tmp_path / "x.zarr/b/activation/c").rglob("*") if p.is_file()]
+    assert len(chunks) == 3
+
+
+def test_a_lost_chunk_of_activations_reads_as_nan_and_a_cut_one_fails(tmp_path, rng):
+    store.write_activations(tmp_path / "x.zarr", halves(rng), 10, {})
+    first, second, _ = sorted((tmp_path / "x.zarr/b/activation/c").glob("*/0/0/0"))
+    first.unlink()
+    assert np.isnan(store.read_activations(tmp_path / "x.zarr")["b"]["activation"][:4]).all()
+    second.write_bytes(second.read_bytes()[:-3])
+    with pytest.raises(ValueError):
+        store.read_activations(tmp_path / "x.zarr")["b"]["activation"].load()
+
+
+def test_activations_that_break_off_leave_nothing(tmp_path, rng):
+    def broken():
+        yield from halves(rng, images=8)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        store.write_activations(tmp_path / "x.zarr", broken(), 10, {})
+    with pytest.raises(ValueError, match="expected 12 images, got 10"):
+        store.write_activations(tmp_path / "x.zarr", halves(rng), 12, {})
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError, match="no activations"):
+        store.read_activations(tmp_path / "x.zarr")

@@ -11,7 +11,7 @@ import pytest
 import torch
 import xarray as xr
 from safetensors.torch import load_file
-from transfusion import config, data, store, train
+from transfusion import config, data, models, reference, store, train
 
 from .conftest import ROOT
 
@@ -195,6 +195,23 @@ def test_a_run_killed_in_the_middle_ends_in_the_same_bits(cache, monkeypatch, tm
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     xr.testing.assert_equal(store.read(key), interrupted[0])
     assert same_weights(load_file(store.weights_path(key)), interrupted[1])
+
+
+@pytest.mark.parametrize("name", ["cbr_tiny", "resnet18"])
+def test_the_optimizer_is_plain_adam(name, rng):
+    """On parameters laid out for speed, a few steps in float64."""
+    net = models.build(name, outputs=3, seed=2).double()
+    plain = reference.plain(net)
+    net, adam = train.prepare(net, weight_decay=0.1)
+    optimizer = torch.optim.Adam(plain.parameters(), weight_decay=0.1)
+    for _ in range(3):
+        images = torch.from_numpy(rng.normal(size=(6, 3, 32, 32)))
+        target = torch.tensor([0, 1, 2, 0, 1, 2])
+        torch.nn.functional.cross_entropy(net(images), target).backward()
+        adam.step()
+        reference.step(plain, optimizer, images, target)
+    for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.gpu

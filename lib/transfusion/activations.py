@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +21,47 @@ Extractor = nn.Module
 def extractor(net: nn.Module) -> Extractor:
     """The network in evaluation mode, returning {block: activations (N, channels, h, w)}."""
     nodes = {modules[-1]: block for block, modules in models.blocks(net).items()}
-    return create_feature_extractor(net.eval().to(train.device()), nodes)
+    net = net.eval().to(train.device()).to(memory_format=torch.channels_last)
+    leaves = {"leaf_modules": [models.Convolution]}
+    return create_feature_extractor(net, nodes, tracer_kwargs=leaves)
+
+
+def capture(
+    net: nn.Module,
+    images: xr.Dataset,
+    path: str | Path,
+    *,
+    blocks: Sequence[str] | None = None,
+    dtype: str = "float16",
+) -> xr.DataTree:
+    """Keep the activations of `blocks` (default: all) for every image, in order, as zarr at `path`.
+
+    Returns a DataTree, read as it is used: one node a block with `activation` (image, channel, y,
+    x). Memory stays that of one batch. Raises ValueError for an unknown block or dtype, and where
+    float16 overflows (above 65504; take "float32").
+    """
+    names = list(models.blocks(net))
+    wanted = [config.one_of(block, names, "block") for block in blocks or names]
+    config.one_of(dtype, ("float16", "float32"), "dtype")
+    facts = {"images": len(images.image), "device": train.device_name(), **store.provenance()}
+    outputs = _outputs(extractor(net), images, wanted, dtype)
+    store.write_activations(Path(path), outputs, len(images.image), facts)
+    return store.read_activations(Path(path))
+
+
+def _outputs(
+    network: Extractor, images: xr.Dataset, blocks: list[str], dtype: str
+) -> Iterator[dict[str, np.ndarray]]:
+    for batch in train.batches(images, 128):
+        with torch.no_grad():
+            outputs = network(models.normalise(batch))
+        yield {block: _stored(block, outputs[block], dtype) for block in blocks}
+
+
+def _stored(block: str, maps: Tensor, dtype: str) -> np.ndarray:
+    if dtype == "float16" and maps.abs().max() > torch.finfo(torch.float16).max:
+        raise ValueError(f"{block} overflows float16 (above 65504); take dtype='float32'")
+    return maps.to(getattr(torch, dtype), memory_format=torch.contiguous_format).cpu().numpy()
 
 
 def compare(spec: config.Comparison) -> xr.Dataset:
@@ -45,20 +87,20 @@ def _compare(spec: config.Comparison) -> xr.Dataset:
         raise ValueError("a comparison needs runs of one model on one data set")
     nets, names = _networks(spec)
     test = data.split_of(data.load(spec.runs[0].data), "test").isel(image=slice(spec.images))
-    moments = _moments(spec, nets, test)
+    found = moments(spec, nets, test)
     pairs = list(itertools.combinations(range(len(names)), 2))
-    cca = np.array([[m.cca(a, b).mean for a, b in pairs] for m in moments.values()])
-    null = np.array([[m.null(a, b).mean for a, b in pairs] for m in moments.values()])
+    cca = np.array([[m.cca(a, b).mean for a, b in pairs] for m in found.values()])
+    null = np.array([[m.null(a, b).mean for a, b in pairs] for m in found.values()])
     coords = {
-        "block": list(moments),
+        "block": list(found),
         "net_a": ("pair", [names[a] for a, _ in pairs]),
         "net_b": ("pair", [names[b] for _, b in pairs]),
     }
     variables = {
         "cca": (["block", "pair"], cca),
         "null": (["block", "pair"], null),
-        "datapoints": (["block"], np.array([m.n for m in moments.values()])),
-        "neurons": (["block"], np.array([m.widths[0] for m in moments.values()])),
+        "datapoints": (["block"], np.array([m.n for m in found.values()])),
+        "neurons": (["block"], np.array([m.widths[0] for m in found.values()])),
     }
     attrs = {"model": spec.runs[0].model, "device": train.device_name(), "images": len(test.image)}
     return xr.Dataset(variables, coords, attrs)
@@ -73,7 +115,7 @@ def _networks(spec: config.Comparison) -> tuple[list[Extractor], list[str]]:
     return nets, names
 
 
-def _moments(
+def moments(
     spec: config.Comparison, nets: list[Extractor], images: xr.Dataset
 ) -> dict[str, similarity.SecondMoments]:
     rng = np.random.default_rng(spec.seed)

@@ -51,6 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("model", help="a model of transfusion.models, such as resnet50")
     weights.add_argument("--from", dest="path", type=Path, help="default: torchvision's download")
     weights.add_argument("--name", default="imagenet")
+
+    bench = _verb(verbs, "bench", _bench, "how fast this machine is, against the plain way")
+    bench.add_argument("--quick", action="store_true", help="under 90 s instead of minutes")
+    bench.add_argument("--json", action="store_true", help="one JSON object a line")
+    bench.add_argument("--csv", type=Path, help="also write the table there")
+    bench.add_argument("--section", action="append", help="only this one (may be repeated)")
     return parser
 
 
@@ -100,3 +106,9 @@ def _weights(arguments: argparse.Namespace) -> None:
 
     name = inits.import_weights(arguments.model, arguments.path, arguments.name)
     print(f"weights: {{{arguments.model}: {name}}}")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from transfusion import bench
+
+    bench.report(arguments.section, arguments.quick, arguments.json, arguments.csv)

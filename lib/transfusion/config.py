@@ -47,6 +47,10 @@ class Data:
     test: Count | None = None
     seed: int = 0  # of the synthetic images, and of the choice of a training subset
 
+    @cached_property
+    def key(self) -> str:
+        return key(self)
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Init:
@@ -99,14 +103,14 @@ class Comparison:
         return key(self)
 
 
-def dump(spec: Run | Comparison) -> dict:
+def dump(spec: Data | Run | Comparison) -> dict:
     """A specification as plain JSON types, with its kind."""
     return {"kind": type(spec).__name__, **asdict(spec)}
 
 
-def load(fields: dict) -> Run | Comparison:
+def load(fields: dict) -> Data | Run | Comparison:
     """The inverse of `dump`; raises pydantic.ValidationError on anything unknown."""
-    kinds = {"Run": Run, "Comparison": Comparison}
+    kinds = {"Data": Data, "Run": Run, "Comparison": Comparison}
     spec = {name: value for name, value in fields.items() if name != "kind"}
     return TypeAdapter(kinds[fields["kind"]]).validate_json(json.dumps(spec))
 

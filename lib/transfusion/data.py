@@ -72,7 +72,7 @@ def load(spec: config.Data) -> xr.Dataset:
     """
     check(spec)
     if spec.name in SYNTHETIC:
-        return _cached(config.key(spec), lambda: _generate(spec))
+        return _cached(drawn_path(spec), lambda: _generate(spec))
     return _subset(store.read_zarr(prepared_path(spec.name, spec.size)), spec)
 
 
@@ -147,9 +147,12 @@ def prepared_path(name: str, size: int) -> Path:
     return store.root() / "datasets" / name / f"{size}.zarr"
 
 
-def _cached(name: str, make) -> xr.Dataset:
-    """What lies in datasets/synthetic under `name`, made and kept if it is missing or damaged."""
-    path = store.root() / "datasets" / "synthetic" / f"{name}.zarr"
+def drawn_path(spec: config.Data) -> Path:
+    return store.root() / "datasets" / "synthetic" / f"{spec.key}.zarr"
+
+
+def _cached(path: Path, make) -> xr.Dataset:
+    """The Dataset at `path`, made and kept if it is missing or damaged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         try:
@@ -275,6 +278,9 @@ def _table(folder: Path, labels: str | Path | None, form: Layout, seed: int) -> 
     unknown = set(table[form.split]) - set(SPLITS)
     if unknown:
         raise ValueError(f"{path}: splits {sorted(unknown)}; possible: {', '.join(SPLITS)}")
+    empty = set(SPLITS) - set(table[form.split])
+    if empty:
+        raise ValueError(f"{path}: no image of split {', '.join(sorted(empty))}")
     return table
 
 

@@ -14,15 +14,17 @@ import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+import zarr
 from filelock import FileLock
 
 from transfusion import config
@@ -170,6 +172,67 @@ def _content(values: np.ndarray) -> bytes:
     if values.dtype.kind in "OUT":  # strings, however zarr gives them back
         return json.dumps([str(value) for value in values.ravel()]).encode()
     return str(values.dtype).encode() + np.ascontiguousarray(values).tobytes()
+
+
+# --- activations -----------------------------------------------------------------------------
+
+
+def write_activations(
+    path: Path, batches: Iterable[dict[str, np.ndarray]], images: int, attrs: dict[str, Any]
+) -> None:
+    """Stream batches of {block: (n, channel, y, x) or (n, channel)} to zarr, atomically.
+
+    One group a block, one uncompressed chunk a batch with its checksum: what zarr does by default
+    (compression, a search for empty chunks) would take longer than the network.
+    Raises ValueError if the batches do not add up to `images`.
+    """
+    arrays: dict[str, zarr.Array] = {}
+
+    def write(batch: dict[str, np.ndarray], start: int) -> None:
+        for block, values in batch.items():
+            arrays[block][start : start + len(values)] = values
+
+    with atomic(path) as temporary, ThreadPoolExecutor(2) as writers:
+        done, pending = 0, list[Future]()  # two batches are written while the next is computed
+        for batch in batches:
+            if not arrays:
+                group = zarr.create_group(temporary, attributes=attrs | {"blocks": list(batch)})
+                arrays |= {name: _chunked(group, name, images, batch[name]) for name in batch}
+            if len(pending) == 2:
+                pending.pop(0).result()
+            pending.append(writers.submit(write, batch, done))
+            done += len(next(iter(batch.values())))
+        for written in pending:
+            written.result()
+        if done != images:
+            raise ValueError(f"{path}: expected {images} images, got {done}")
+
+
+def _chunked(group: zarr.Group, block: str, images: int, batch: np.ndarray) -> zarr.Array:
+    """An array for all images, a batch a chunk."""
+    return group.create_array(
+        f"{block}/activation",
+        shape=(images, *batch.shape[1:]),
+        chunks=batch.shape,
+        dtype=batch.dtype,
+        fill_value=np.nan,
+        compressors=None,
+        dimension_names=("image", "channel", "y", "x")[: batch.ndim],
+        config={"write_empty_chunks": True},  # of this object: an array opened again forgets it
+    )
+
+
+def read_activations(path: Path) -> xr.DataTree:
+    """What `write_activations` kept, one node a block, loaded as it is used.
+
+    Raises FileNotFoundError; reading a damaged chunk raises ValueError.
+    """
+    _restore(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no activations at {path}")
+    tree = xr.open_datatree(path, engine="zarr", consolidated=False, chunks=None)
+    children = {block: tree[block] for block in tree.attrs["blocks"]}
+    return xr.DataTree(tree.to_dataset(), children=cast(dict[str, xr.DataTree], children))
 
 
 # --- results by key --------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transfusion import config, data, inits, metrics, models, store
 
 EVALUATION_BATCH = 256
+Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and target
 log = logging.getLogger(__name__)
 
 
@@ -103,7 +104,8 @@ def source_state(init: config.Init) -> inits.State | None:
 def check(run: config.Run) -> None:
     """Raise ValueError for whatever would stop this run: model, data, init, weights."""
     data.check(run.data)
-    net = models.build(run.model, outputs=_outputs(run.data))
+    with torch.device("meta"):  # shapes only
+        net = models.build(run.model, outputs=_outputs(run.data))
     if run.init.name != "random" and run.init.source is None:
         raise ValueError(f"init {run.init.name!r} needs a source")
     if isinstance(run.init.source, str):
@@ -125,8 +127,7 @@ def _outputs(spec: config.Data) -> int:
 
 def _fit(run: config.Run, checkpoint_seconds: float) -> xr.Dataset:
     images = data.load(run.data)
-    net = network(run, trained=False).to(device()).to(memory_format=torch.channels_last)
-    adam = torch.optim.Adam(net.parameters(), weight_decay=run.optim.weight_decay, fused=True)
+    net, adam = prepare(network(run, trained=False), run.optim.weight_decay)
     progress = _resume(run, net, adam)
     try:
         _train(run, images, net, adam, progress, checkpoint_seconds)
@@ -136,6 +137,29 @@ def _fit(run: config.Run, checkpoint_seconds: float) -> xr.Dataset:
     net.load_state_dict(progress.best)
     store.save_weights(run.key, progress.best, save_file)
     return _keep(run, progress, _test(net, images, run.optim.precision), "done")
+
+
+def prepare(net: nn.Module, weight_decay: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A network where and how it trains fastest, and its optimizer."""
+    net = net.to(device()).to(memory_format=torch.channels_last)
+    flat = [_flat(parameter) for parameter in net.parameters()]
+    return net, torch.optim.Adam(flat, weight_decay=weight_decay, fused=True)
+
+
+def _flat(parameter: nn.Parameter) -> nn.Parameter:
+    """The same memory in its own order, which takes over the gradient after each backward pass.
+
+    Fused Adam copies whatever is not contiguous, as channels_last is not: 4 to 9 % of a step.
+    """
+    order = (0, 2, 3, 1) if parameter.dim() == 4 else tuple(range(parameter.dim()))
+    flat = nn.Parameter(parameter.detach().permute(order))
+
+    def hand_over(_: Tensor) -> None:
+        assert parameter.grad is not None  # the hook runs when it is there
+        flat.grad, parameter.grad = parameter.grad.permute(order), None
+
+    parameter.register_post_accumulate_grad_hook(hand_over)
+    return flat
 
 
 def _train(
@@ -157,12 +181,7 @@ def _train(
         torch.manual_seed(_step_seed(run, step))
         rows = _rows(run, len(pixels), step).to(pixels.device)
         _set_lr(adam, learning_rate(run.optim, step))
-        with autocast(run.optim.precision):
-            loss = loss_of(net(models.normalise(augment(pixels[rows]))), target[rows])
-        adam.zero_grad(set_to_none=True)
-        loss.backward()
-        adam.step()
-        losses.append(loss.detach())
+        losses.append(update(net, adam, pixels[rows], target[rows], loss_of, run.optim.precision))
         progress.step = step + 1
         if progress.step in evaluate_at:
             _evaluate(run, net, valid, torch.stack(losses), progress)
@@ -172,6 +191,23 @@ def _train(
                 progress.seconds, start, saved = progress.seconds + now - start, now, now
                 _save(run, net, adam, progress)
     progress.seconds += time.perf_counter() - start
+
+
+def update(
+    net: nn.Module,
+    adam: torch.optim.Optimizer,
+    pixels: Tensor,
+    target: Tensor,
+    loss_of: Loss,
+    precision: str,
+) -> Tensor:
+    """One step on a batch of images (N, 3, H, W) uint8; the loss before it, left on the device."""
+    with autocast(precision):
+        loss = loss_of(net(models.normalise(augment(pixels))), target)
+    loss.backward()
+    adam.step()
+    adam.zero_grad(set_to_none=True)  # the network's own are gone already: see _flat
+    return loss.detach()
 
 
 def _evaluate(
@@ -239,7 +275,7 @@ def _masked_bce(logits: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits[known], target[known].float())
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+LOSSES: dict[str, Loss] = {
     "grades": F.cross_entropy,
     "classes": F.cross_entropy,
     "findings": _masked_bce,

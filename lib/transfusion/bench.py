@@ -1,0 +1,441 @@
+"""How fast this machine works, as ratios to the plain way (`reference`) in the same run.
+
+Both ways take turns (A B B A), so a ratio survives a machine whose speed drifts; seconds do not.
+CPU time counts, but for writing and for several processes, which are timed by the wall.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from transfusion import (
+    activations,
+    config,
+    data,
+    experiments,
+    metrics,
+    models,
+    reference,
+    store,
+    train,
+)
+
+BATCH = 32
+EPOCHS = 10  # of the end-to-end case: how often each decoded photograph is used
+CHUNKS = 32  # of 16 MiB, of the activations written
+PHOTOGRAPH = 587  # pixels; the paper's image size
+SETTINGS = ("OPENBLAS_CORETYPE", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: seconds a call of both ways and the ratio, one value a round."""
+
+    section: str
+    case: str
+    plain: float
+    ours: float
+    ratios: tuple[float, ...]
+    share: float  # of a core, obtained while timing
+    goal: float | None = None  # of the ratio
+    of_ceiling: float | None = None
+    ceiling_goal: float | None = None
+    auc: str = ""  # what our way changes in it, in points
+
+    @property
+    def ratio(self) -> float:
+        return float(np.median(self.ratios))
+
+    @property
+    def verdict(self) -> str:
+        """`met` or `missed`; `no verdict` where the machine was too busy or too uneven to tell."""
+        if self.goal is None and self.ceiling_goal is None:
+            return ""
+        if self.share < 0.5 or max(self.ratios) > 1.5 * min(self.ratios):
+            return "no verdict"
+        slow = self.goal is not None and np.quantile(self.ratios, 0.25) < self.goal
+        far = self.ceiling_goal is not None and (self.of_ceiling or 0) < self.ceiling_goal
+        return "missed" if slow or far else "met"
+
+
+def run(sections: list[str] | None = None, *, quick: bool = False) -> Iterator[Any]:
+    """The setting with the measured ceilings, then a row a comparison.
+
+    Raises ValueError for an unknown section, ArithmeticError if the two ways differ in what they
+    compute.
+    """
+    default = [name for name in SECTIONS if name != "precision"]  # takes minutes
+    chosen = [SECTIONS[config.one_of(name, SECTIONS, "section")] for name in sections or default]
+    torch.set_num_threads(1)
+    limits = ceilings()
+    yield setting() | limits
+    for section in chosen:
+        yield from section(limits, 0.2 if quick else 1.0, 3 if quick else 5)
+
+
+def report(sections: list[str] | None, quick: bool, as_json: bool, csv: Path | None) -> None:
+    """Print what `run` gives as it comes; `csv` keeps the table that the book shows."""
+    lines, found = [], run(sections, quick=quick)
+    facts = next(found)
+    print(json.dumps(facts) if as_json else _facts(facts), flush=True)
+    for row in tqdm(found, "bench", unit="row", disable=None):
+        lines.append(_line(row) | {"device": facts["processor"]})
+        text = "  ".join(f"{v}" for k, v in lines[-1].items() if v != "" and k != "device")
+        print(json.dumps(asdict(row) | lines[-1]) if as_json else text, flush=True)
+    if csv:
+        with store.atomic(csv) as temporary:
+            pd.DataFrame(lines).to_csv(temporary, index=False)
+
+
+def _facts(facts: dict) -> str:
+    """The setting and the ceilings, the latter in units that people use."""
+    shown = {k: f"{v / 1e9:.0f} G/s" if isinstance(v, float) else v for k, v in facts.items()}
+    return "\n".join(f"{name:22} {value}" for name, value in shown.items()) + "\n"
+
+
+def _line(row: Row) -> dict[str, str]:
+    """A row as printed and as shown in the book."""
+    goals = [f"ratio {row.goal:.3g}" if row.goal else ""]
+    goals.append(f"ceiling {row.ceiling_goal:.2f}" if row.ceiling_goal else "")
+    return {
+        "section": row.section,
+        "case": row.case,
+        "plain": f"{1e3 * row.plain:.3g} ms",
+        "ours": f"{1e3 * row.ours:.3g} ms",
+        "ratio": f"{row.ratio:.2f} [{min(row.ratios):.2f}, {max(row.ratios):.2f}]",
+        "n": f"{len(row.ratios)}",
+        "of ceiling": f"{row.of_ceiling:.2f}" if row.of_ceiling else "",
+        "AUC": row.auc,
+        "goal": ", ".join(filter(None, goals)),
+        "verdict": row.verdict,
+    }
+
+
+# --- the machine -----------------------------------------------------------------------------
+
+
+def setting() -> dict:
+    """What the figures depend on."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    names = [line.split(":")[1].strip() for line in text.splitlines() if "model name" in line]
+    return {
+        "device": train.device_name(),
+        "processor": names[0] if names else platform.processor(),
+        "flags": [flag for flag in FLAGS if f" {flag}" in text],
+        "cores": os.cpu_count(),
+        "load": str(os.getloadavg()[0]),
+        "precision": experiments.precision(),
+        **{name: os.environ.get(name, "unset") for name in SETTINGS},
+        **store.provenance(),
+    }
+
+
+def ceilings() -> dict[str, float]:
+    """Measured floating-point operations a second, and bytes copied a second, of one core."""
+    images = torch.randn(16, 256, 16, 16).to(memory_format=torch.channels_last)
+    kernel = torch.randn(256, 256, 7, 7).to(memory_format=torch.channels_last)
+    matrix, block = torch.randn(2048, 2048), torch.empty(1 << 28, dtype=torch.uint8)
+    target = torch.empty_like(block)
+    work = 2 * images.numel() * 256 * 49
+    found = {"copy": 2 * block.numel() / _best(lambda: target.copy_(block))}
+    for name, kind in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        convolve = partial(F.conv2d, images.to(kind), kernel.to(kind), padding=3)
+        multiply = partial(torch.matmul, matrix.to(kind), matrix.to(kind))
+        found[f"{name} convolution"] = work / _best(convolve)
+        found[f"{name} product"] = 2 * 2048**3 / _best(multiply)
+    return found
+
+
+def _best(call: Callable[[], object], seconds: float = 0.3) -> float:
+    call()
+    return min(_timed(call, seconds / 3, time.process_time)[0] for _ in range(3))
+
+
+def _timed(
+    call: Callable[[], object], seconds: float, clock: Callable[[], float]
+) -> tuple[float, float]:
+    """Seconds a call, and the share of a core that was obtained."""
+    start, cpu, wall, calls = clock(), time.process_time(), time.perf_counter(), 0
+    while calls == 0 or clock() - start < seconds:
+        call()
+        calls += 1
+    share = (time.process_time() - cpu) / (time.perf_counter() - wall)
+    return (clock() - start) / calls, share
+
+
+def _compare(
+    section: str,
+    case: str,
+    plain: Callable[[], object],
+    ours: Callable[[], object],
+    seconds: float,
+    rounds: int,
+    *,
+    clock: Callable[[], float] = time.process_time,
+    warm: bool = True,
+    goal: float | None = None,
+) -> Row:
+    """Time both in turn, A B B A a round."""
+    if warm:
+        plain(), ours()
+    times: list[tuple[float, float]] = []
+    shares: list[float] = []
+    for _ in range(rounds):
+        four = [_timed(call, seconds / 2, clock) for call in (plain, ours, ours, plain)]
+        times.append(((four[0][0] + four[3][0]) / 2, (four[1][0] + four[2][0]) / 2))
+        shares += [share for _, share in four]
+    a, b = (float(np.median(way)) for way in zip(*times, strict=True))
+    ratios = tuple(a / b for a, b in times)
+    return Row(section, case, a, b, ratios, float(np.median(shares)), goal)
+
+
+# --- sections --------------------------------------------------------------------------------
+
+
+def step(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
+    """A training step on a batch at hand; the plain way need not even normalise it."""
+    precision = experiments.precision()
+    for model, goal in (("cbr_tiny", None), ("cbr_large_w", 0.75), ("resnet50", None)):
+        agree(model, 32)
+        plain, ours = _steps(model, 64, precision)
+        row = _compare("step", f"{model} 64 px", plain, ours, seconds, rounds, goal=1.0)
+        work = 3 * BATCH * models.flops(model, 64)
+        reached = work / row.ours / limits[f"{precision} convolution"]
+        yield replace(row, of_ceiling=reached, ceiling_goal=goal)
+
+
+def agree(model: str, size: int) -> None:
+    """Both ways compute the same: gradients in float64 to 1e-9, the loss in float32 to 3e-5.
+
+    In float32, channels_last sums the batch statistics in another order (1e-5 in ResNet-50), and
+    gradients jump where rounding moves a maximum to the pixel beside it. Raises ArithmeticError.
+    """
+    pixels, target = _batch(size, 16)
+    ours = models.build(model, outputs=5).to(memory_format=torch.channels_last)
+    for kind, allowed, apart in ((torch.float32, 3e-5, np.inf), (torch.float64, 1e-12, 1e-9)):
+        images = models.normalise(pixels).to(kind)
+        loss, gradient = _gradient(ours.to(kind), images, target)
+        expected, exact = _gradient(reference.plain(ours), images.contiguous(), target)
+        error = (gradient - exact).norm() / exact.norm()
+        if abs(loss - expected) > allowed * expected or error > apart:
+            raise ArithmeticError(
+                f"{model}, {kind}: losses {loss} and {expected}, gradients {error:.1e} apart"
+            )
+
+
+def _gradient(net: nn.Module, images: Tensor, target: Tensor) -> tuple[float, Tensor]:
+    net.zero_grad()
+    loss = F.cross_entropy(net(images), target)
+    loss.backward()
+    return loss.item(), torch.cat(
+        [p.grad.flatten() for p in net.parameters() if p.grad is not None]
+    )
+
+
+def _batch(size: int, images: int = BATCH) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8)
+    target = torch.arange(images) % 5
+    return pixels.to(train.device(), memory_format=torch.channels_last), target.to(train.device())
+
+
+def _steps(
+    model: str, size: int, precision: str
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    pixels, target = _batch(size)
+    net, adam = train.prepare(models.build(model, outputs=5), 0.0)
+    plain = reference.plain(models.build(model, outputs=5)).to(train.device())
+    optimizer, images = torch.optim.Adam(plain.parameters()), models.normalise(pixels).contiguous()
+    return (
+        lambda: reference.step(plain, optimizer, images, target),
+        lambda: train.update(net, adam, pixels, target, F.cross_entropy, precision),
+    )
+
+
+def pipeline(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
+    """A batch of 64 px: against decoding it with PIL, and as a share of a step."""
+    pixels, _ = _batch(64, 1000)
+    _, whole = _steps("cbr_tiny", 64, experiments.precision())
+
+    def ours() -> Tensor:
+        return models.normalise(train.augment(pixels[torch.randint(1000, (BATCH,))]))
+
+    with _photographs(BATCH) as folder:
+        loader = reference.batches(folder, 64, BATCH)
+
+        def plain() -> list[Tensor]:
+            return next(iter(loader))
+
+        yield _compare("pipeline", "batch from photographs", plain, ours, seconds, rounds)
+    case = "whole cbr_tiny step, for one batch"
+    yield _compare("pipeline", case, whole, ours, seconds, rounds, goal=20.0)
+
+
+@contextlib.contextmanager
+def _photographs(train_images: int) -> Iterator[Path]:
+    """A folder of drawn eyes as large JPEG files, and a quarter more to validate and test on."""
+    splits = ["train"] * train_images + ["valid", "test"] * max(4, train_images // 8)
+    drawn = data.SYNTHETIC["fundus"][0](len(splits), 224, 0)
+    with tempfile.TemporaryDirectory() as name:
+        lines = ["image,label,patient,split"]
+        for i, pixels in enumerate(drawn.image):
+            image = Image.fromarray(pixels.transpose(1, 2, 0))
+            image.resize((PHOTOGRAPH, PHOTOGRAPH)).save(Path(name) / f"{i}.jpg", quality=90)
+            lines.append(f"{i}.jpg,{drawn.target[i]},{i},{splits[i]}")
+        (Path(name) / "labels.csv").write_text("\n".join(lines) + "\n")
+        yield Path(name)
+
+
+def sweep(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
+    """Steps a second of one process a core together, against one process alone."""
+    cores = os.cpu_count() or 1
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(cores, mp_context=spawn) as pool:
+
+        def together(processes: int) -> float:
+            """Seconds a step, all processes together."""
+            steps = pool.map(_steps_a_second, [1 + seconds] * processes)
+            return 1 / sum(steps)
+
+        together(cores)  # starts them
+        times = [(together(1), together(cores)) for _ in range(rounds)]
+    ratios = tuple(a / b for a, b in times)
+    a, b = (float(np.median(way)) for way in zip(*times, strict=True))
+    goal = 0.85 * cores
+    yield Row("sweep", f"{cores} processes for 1, cbr_tiny 64 px", a, b, ratios, 1.0, goal)
+
+
+def _steps_a_second(seconds: float) -> float:
+    torch.set_num_threads(1)
+    _, ours = _steps("cbr_tiny", 64, experiments.precision())
+    ours()
+    return 1 / _timed(ours, seconds, time.perf_counter)[0]
+
+
+def capture(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
+    """Activations: to moments, against the forward pass alone; to disk, against raw files."""
+    images = data.prepare("fundus", size=64, n=100).isel(image=slice(64))
+    nets = [models.build("resnet50", outputs=5) for _ in range(2)]
+    plain = [reference.plain(net).eval() for net in nets]
+    normal = models.normalise(torch.from_numpy(images["pixels"].values))
+    spec = config.Comparison(runs=(), images=64)
+    extractors = [activations.extractor(net) for net in nets]
+
+    def forward() -> None:
+        with torch.no_grad():
+            for net in plain:
+                net(normal)
+
+    def moments() -> None:
+        activations.moments(spec, extractors, images)
+
+    case = "resnet50 64 px, moments for a plain forward pass"
+    yield _compare("capture", case, forward, moments, seconds, rounds, goal=0.4)
+    maps = np.random.default_rng(0).normal(size=(128, 64, 32, 32)).astype(np.float16)
+    memory = Path("/dev/shm")  # where there is one: the noise of a disk would hide the difference
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
+        folder = Path(name)
+        raw, ours = partial(_write_raw, folder / "raw", maps), partial(_write, folder / "z", maps)
+        case, clock = f"{CHUNKS * maps.nbytes >> 20} MiB to zarr, for raw files", time.perf_counter
+        yield _compare("capture", case, raw, ours, seconds, 2 * rounds, clock=clock, goal=0.8)
+
+
+def _write_raw(path: Path, maps: np.ndarray) -> None:
+    with store.atomic(path) as temporary:
+        temporary.mkdir()
+        for i in range(CHUNKS):
+            (temporary / str(i)).write_bytes(maps.data)
+
+
+def _write(path: Path, maps: np.ndarray) -> None:
+    store.write_activations(path, ({"block1": maps} for _ in range(CHUNKS)), CHUNKS * len(maps), {})
+
+
+def end_to_end(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
+    """A whole small study from photographs: decode, train, validate, test, keep."""
+    for model, steps, goal in (("cbr_tiny", 40, 2.5), ("resnet50", 20, 1.7)):
+        steps = max(EPOCHS, int(steps * seconds))  # at least one batch of photographs
+        with _photographs(steps * BATCH // EPOCHS) as folder:
+            plain, ours = _studies(model, folder, steps)
+            case = f"{model} 64 px, {steps} steps, {EPOCHS} epochs"
+            few = (rounds + 1) // 2  # of two calls each way
+            yield _compare("end to end", case, plain, ours, 0, few, warm=False, goal=goal)
+
+
+def _studies(
+    model: str, folder: Path, steps: int
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    def plain() -> float:
+        net = reference.plain(models.build(model, outputs=5))
+        return reference.fit(net, folder, size=64, batch=BATCH, steps=steps)
+
+    def ours() -> None:
+        with _empty_cache():
+            name = data.ingest("bench", size=64, folder=folder)
+            optim = config.Optim(steps=steps, evaluations=1, precision=experiments.precision())
+            images = config.Data(name=name, size=64)
+            train.fit(config.Run(data=images, model=model, init=config.Init(), optim=optim))
+
+    return plain, ours
+
+
+def precision(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
+    """What bfloat16 does to the test AUC: CBR-Tiny as in the chapter `data`, paired by seed."""
+    knobs = experiments.parameters("quick", "data") | {"targets": ["fundus"], "seeds": 20}
+    kinds = [
+        experiments.runs("data", **knobs | {"precision": kind}) for kind in ("float32", "bfloat16")
+    ]
+    experiments.compute([run for runs in kinds for run in runs])
+    results = [[experiments.result(run) for run in runs] for runs in kinds]
+    auc = 100 * np.array([[float(result.test_auc) for result in way] for way in results])
+    times = np.array([[result.attrs["seconds"] for result in way] for way in results])
+    found = metrics.interval(auc[1] - auc[0])
+    text = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}], n = {found.n}"
+    (plain, ours), ratios = np.median(times, 1), tuple(times[0] / times[1])
+    case = "cbr_tiny on fundus, bfloat16 for float32"
+    yield Row("precision", case, plain, ours, ratios, 1.0, auc=text)
+
+
+@contextlib.contextmanager
+def _empty_cache() -> Iterator[None]:
+    before = os.environ.get("TRANSFUSION_CACHE")
+    with tempfile.TemporaryDirectory() as name:
+        os.environ["TRANSFUSION_CACHE"] = name
+        try:
+            yield
+        finally:
+            del os.environ["TRANSFUSION_CACHE"]
+            if before is not None:
+                os.environ["TRANSFUSION_CACHE"] = before
+
+
+SECTIONS: dict[str, Callable[[dict, float, int], Iterator[Row]]] = {
+    "step": step,
+    "pipeline": pipeline,
+    "sweep": sweep,
+    "capture": capture,
+    "end to end": end_to_end,
+    "precision": precision,
+}
