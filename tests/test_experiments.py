@@ -239,6 +239,8 @@ def test_precision_follows_the_machine(monkeypatch):
         for run in experiments.runs("performance", **{**KNOBS, "precision": "auto"})
     }
     assert auto == experiments.precision() and auto in ("float32", "bfloat16")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert experiments.precision() == "float32"
     monkeypatch.setattr(experiments, "gpus", lambda: 1)
     assert experiments.precision() == "bfloat16"
 

@@ -80,7 +80,7 @@ class Row:
 
 
 def run(sections: list[str] | None = None, *, quick: bool = False) -> Iterator[Any]:
-    """The setting with the measured ceilings, then a row a comparison.
+    """The setting with the measured ceilings, then a Row a comparison.
 
     Raises ValueError for an unknown section, ArithmeticError if the two ways differ in what they
     compute.
@@ -98,20 +98,26 @@ def report(sections: list[str] | None, quick: bool, as_json: bool, csv: Path | N
     """Print what `run` gives as it comes; `csv` keeps the table that the book shows."""
     lines, found = [], run(sections, quick=quick)
     facts = next(found)
-    print(json.dumps(facts) if as_json else _facts(facts), flush=True)
+    text = "\n".join(f"{name:22} {value}" for name, value in _shown(facts).items())
+    print(json.dumps(facts) if as_json else f"{text}\n", flush=True)
     for row in tqdm(found, "bench", unit="row", disable=None):
-        lines.append(_line(row) | {"device": facts["processor"]})
-        text = "  ".join(f"{v}" for k, v in lines[-1].items() if v != "" and k != "device")
+        lines.append(_line(row))
+        text = "  ".join(filter(None, lines[-1].values()))
         print(json.dumps(asdict(row) | lines[-1]) if as_json else text, flush=True)
     if csv:
-        with store.atomic(csv) as temporary:
-            pd.DataFrame(lines).to_csv(temporary, index=False)
+        _save(csv, lines)
+        _save(csv.with_stem(f"{csv.stem}-setting"), [_shown(facts)])
 
 
-def _facts(facts: dict) -> str:
-    """The setting and the ceilings, the latter in units that people use."""
-    shown = {k: f"{v / 1e9:.0f} G/s" if isinstance(v, float) else v for k, v in facts.items()}
-    return "\n".join(f"{name:22} {value}" for name, value in shown.items()) + "\n"
+def _save(path: Path, lines: list[dict]) -> None:
+    with store.atomic(path) as temporary:
+        pd.DataFrame(lines).to_csv(temporary, index=False)
+
+
+def _shown(facts: dict) -> dict:
+    """The setting, and the ceilings in units that people use."""
+    short = {k: f"{v / 1e9:.0f} G/s" if isinstance(v, float) else v for k, v in facts.items()}
+    return short | {"flags": " ".join(facts["flags"])}
 
 
 def _line(row: Row) -> dict[str, str]:
@@ -160,7 +166,8 @@ def ceilings() -> dict[str, float]:
     target = torch.empty_like(block)
     work = 2 * images.numel() * 256 * 49
     found = {"copy": 2 * block.numel() / _best(lambda: target.copy_(block))}
-    for name, kind in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+    for name in dict.fromkeys(("float32", experiments.precision())):
+        kind = getattr(torch, name)
         convolve = partial(F.conv2d, images.to(kind), kernel.to(kind), padding=3)
         multiply = partial(torch.matmul, matrix.to(kind), matrix.to(kind))
         found[f"{name} convolution"] = work / _best(convolve)
@@ -381,6 +388,7 @@ def end_to_end(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
             plain, ours = _studies(model, folder, steps)
             case = f"{model} 64 px, {steps} steps, {EPOCHS} epochs"
             few = (rounds + 1) // 2  # of two calls each way
+            goal = goal if experiments.precision() == "bfloat16" else 1.0
             yield _compare("end to end", case, plain, ours, 0, few, warm=False, goal=goal)
 
 

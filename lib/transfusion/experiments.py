@@ -173,12 +173,15 @@ def _optim(knobs: Knobs, steps: int) -> config.Optim:
 def precision() -> config.Precision:
     """bfloat16 where it is fast (a GPU, or a CPU that has it), else float32; without torch.
 
-    Elsewhere a CPU emulates bfloat16, at a tenth of the speed.
+    Elsewhere a CPU emulates bfloat16, at a tenth of the speed; so it does where the variable
+    ONEDNN_MAX_CPU_ISA forbids the instructions.
     """
     info = Path("/proc/cpuinfo")
     flags = info.read_text() if info.exists() else ""
-    fast = gpus() or "avx512_bf16" in flags or "amx_bf16" in flags
-    return "bfloat16" if fast else "float32"
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    forbidden = not any(name in allowed for name in ("ALL", "DEFAULT", "BF16", "AVX10", "AMX"))
+    fast = ("avx512_bf16" in flags or "amx_bf16" in flags) and not forbidden
+    return "bfloat16" if gpus() or fast else "float32"
 
 
 def gpus() -> int:
