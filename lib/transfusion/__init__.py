@@ -5,7 +5,7 @@ import importlib
 __version__ = "0.1.0"
 __all__ = [
     "Comparison", "Data", "Init", "Optim", "Run",
-    "data", "experiments", "inits", "models", "similarity", "store", "train",
+    "activations", "data", "experiments", "inits", "models", "similarity", "store", "train",
 ]  # fmt: skip
 
 

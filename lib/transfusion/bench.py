@@ -106,7 +106,8 @@ def report(sections: list[str] | None, quick: bool, as_json: bool, csv: Path | N
         print(json.dumps(asdict(row) | lines[-1]) if as_json else text, flush=True)
     if csv:
         _save(csv, lines)
-        _save(csv.with_stem(f"{csv.stem}-setting"), [_shown(facts)])
+        about = [{"what": name, "value": value} for name, value in _shown(facts).items()]
+        _save(csv.with_stem(f"{csv.stem}-setting"), about)
 
 
 def _save(path: Path, lines: list[dict]) -> None:
@@ -127,8 +128,8 @@ def _line(row: Row) -> dict[str, str]:
     return {
         "section": row.section,
         "case": row.case,
-        "plain": f"{1e3 * row.plain:.3g} ms",
-        "ours": f"{1e3 * row.ours:.3g} ms",
+        "plain": _milliseconds(row.plain),
+        "ours": _milliseconds(row.ours),
         "ratio": f"{row.ratio:.2f} [{min(row.ratios):.2f}, {max(row.ratios):.2f}]",
         "n": f"{len(row.ratios)}",
         "of ceiling": f"{row.of_ceiling:.2f}" if row.of_ceiling else "",
@@ -136,6 +137,10 @@ def _line(row: Row) -> dict[str, str]:
         "goal": ", ".join(filter(None, goals)),
         "verdict": row.verdict,
     }
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{float(f'{1e3 * seconds:.3g}'):,g} ms"
 
 
 # --- the machine -----------------------------------------------------------------------------
@@ -160,9 +165,11 @@ def setting() -> dict:
 
 def ceilings() -> dict[str, float]:
     """Measured floating-point operations a second, and bytes copied a second, of one core."""
-    images = torch.randn(16, 256, 16, 16).to(memory_format=torch.channels_last)
-    kernel = torch.randn(256, 256, 7, 7).to(memory_format=torch.channels_last)
-    matrix, block = torch.randn(2048, 2048), torch.empty(1 << 28, dtype=torch.uint8)
+    device = train.device()
+    images = torch.randn(16, 256, 16, 16, device=device).to(memory_format=torch.channels_last)
+    kernel = torch.randn(256, 256, 7, 7, device=device).to(memory_format=torch.channels_last)
+    matrix = torch.randn(2048, 2048, device=device)
+    block = torch.empty(1 << 28, dtype=torch.uint8, device=device)
     target = torch.empty_like(block)
     work = 2 * images.numel() * 256 * 49
     found = {"copy": 2 * block.numel() / _best(lambda: target.copy_(block))}
@@ -177,7 +184,15 @@ def ceilings() -> dict[str, float]:
 
 def _best(call: Callable[[], object], seconds: float = 0.3) -> float:
     call()
-    return min(_timed(call, seconds / 3, time.process_time)[0] for _ in range(3))
+    return min(_timed(call, seconds / 3, _clock)[0] for _ in range(3))
+
+
+def _clock() -> float:
+    """Processor time; on a GPU that of the wall, once all is done there."""
+    if train.device().type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _timed(
@@ -188,8 +203,9 @@ def _timed(
     while calls == 0 or clock() - start < seconds:
         call()
         calls += 1
-    share = (time.process_time() - cpu) / (time.perf_counter() - wall)
-    return (clock() - start) / calls, share
+    taken, waited = clock() - start, time.perf_counter() - wall
+    share = (time.process_time() - cpu) / waited if train.device().type == "cpu" else 1.0
+    return taken / calls, share
 
 
 def _compare(
@@ -200,7 +216,7 @@ def _compare(
     seconds: float,
     rounds: int,
     *,
-    clock: Callable[[], float] = time.process_time,
+    clock: Callable[[], float] = _clock,
     warm: bool = True,
     goal: float | None = None,
 ) -> Row:
@@ -240,7 +256,7 @@ def agree(model: str, size: int) -> None:
     gradients jump where rounding moves a maximum to the pixel beside it. Raises ArithmeticError.
     """
     pixels, target = _batch(size, 16)
-    ours = models.build(model, outputs=5).to(memory_format=torch.channels_last)
+    ours = models.build(model, outputs=5).to(train.device()).to(memory_format=torch.channels_last)
     for kind, allowed, apart in ((torch.float32, 3e-5, np.inf), (torch.float64, 1e-12, 1e-9)):
         images = models.normalise(pixels).to(kind)
         loss, gradient = _gradient(ours.to(kind), images, target)
@@ -345,8 +361,8 @@ def capture(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     """Activations: to moments, against the forward pass alone; to disk, against raw files."""
     images = data.prepare("fundus", size=64, n=100).isel(image=slice(64))
     nets = [models.build("resnet50", outputs=5) for _ in range(2)]
-    plain = [reference.plain(net).eval() for net in nets]
-    normal = models.normalise(torch.from_numpy(images["pixels"].values))
+    plain = [reference.plain(net).eval().to(train.device()) for net in nets]
+    normal = models.normalise(torch.from_numpy(images["pixels"].values).to(train.device()))
     spec = config.Comparison(runs=(), images=64)
     extractors = [activations.extractor(net) for net in nets]
 
