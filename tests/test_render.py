@@ -141,3 +141,11 @@ def test_book_asks_for_chapters_that_were_not_rendered(monkeypatch, tmp_path):
     monkeypatch.setattr(render, "BUILD", tmp_path)
     with pytest.raises(ValueError, match="transfusion run smoke --chapter data"):
         render.book("smoke")
+
+
+def test_a_page_of_text_may_be_called_like_a_chapter(monkeypatch, tmp_path):
+    """guide/performance.md is no chapter of a study named guide."""
+    monkeypatch.setattr(render, "BUILD", tmp_path)
+    with pytest.raises(ValueError) as problem:
+        render.book("smoke")
+    assert "guide" not in str(problem.value)

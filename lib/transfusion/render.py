@@ -200,7 +200,7 @@ def _pages(main: str) -> dict[str, tuple[str, str]]:
     pages, missing = {}, []
     for file in files:
         folder, _, chapter = file.rpartition("/")
-        if (BOOK / f"{chapter}.ipynb").exists():
+        if (BOOK / f"{chapter}.ipynb").exists() and not (BOOK / f"{file}.md").exists():
             pages[file] = (folder or main, chapter)
             if not executed(*pages[file]).exists():
                 missing.append(f"transfusion run {folder or main} --chapter {chapter}")
