@@ -111,8 +111,9 @@ def report(sections: list[str] | None, quick: bool, as_json: bool, csv: Path | N
 
 
 def _save(path: Path, lines: list[dict]) -> None:
+    frame = pd.DataFrame(lines)
     with store.atomic(path) as temporary:
-        pd.DataFrame(lines).to_csv(temporary, index=False)
+        frame.loc[:, (frame != "").any()].to_csv(temporary, index=False)
 
 
 def _shown(facts: dict) -> dict:
@@ -126,16 +127,15 @@ def _line(row: Row) -> dict[str, str]:
     goals = [f"ratio {row.goal:.3g}" if row.goal else ""]
     goals.append(f"ceiling {row.ceiling_goal:.2f}" if row.ceiling_goal else "")
     return {
-        "section": row.section,
-        "case": row.case,
-        "plain": _milliseconds(row.plain),
-        "ours": _milliseconds(row.ours),
+        "what": f"{row.section}: {row.case}",
         "ratio": f"{row.ratio:.2f} [{min(row.ratios):.2f}, {max(row.ratios):.2f}]",
-        "n": f"{len(row.ratios)}",
         "of ceiling": f"{row.of_ceiling:.2f}" if row.of_ceiling else "",
         "AUC": row.auc,
         "goal": ", ".join(filter(None, goals)),
         "verdict": row.verdict,
+        "plain": _milliseconds(row.plain),
+        "ours": _milliseconds(row.ours),
+        "n": f"{len(row.ratios)}",
     }
 
 
