@@ -37,7 +37,7 @@ def capture(
     """Keep the activations of `blocks` (default: all) for every image, in order, as zarr at `path`.
 
     Returns a DataTree, read as it is used: one node a block with `activation` (image, channel, y,
-    x). Memory stays that of one batch. Raises ValueError for an unknown block or dtype, and where
+    x). Memory stays that of three batches. Raises ValueError for an unknown block or dtype, and where
     float16 overflows (above 65504; take "float32").
     """
     names = list(models.blocks(net))
