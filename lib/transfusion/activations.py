@@ -37,8 +37,8 @@ def capture(
     """Keep the activations of `blocks` (default: all) for every image, in order, as zarr at `path`.
 
     Returns a DataTree, read as it is used: one node a block with `activation` (image, channel, y,
-    x). Memory stays that of three batches. Raises ValueError for an unknown block or dtype, and where
-    float16 overflows (above 65504; take "float32").
+    x). Memory stays that of three batches. Raises ValueError for an unknown block or dtype, and
+    where float16 overflows (above 65504; take "float32").
     """
     names = list(models.blocks(net))
     wanted = [config.one_of(block, names, "block") for block in blocks or names]
