@@ -118,6 +118,7 @@ def _networks(spec: config.Comparison) -> tuple[list[Extractor], list[str]]:
 def moments(
     spec: config.Comparison, nets: list[Extractor], images: xr.Dataset
 ) -> dict[str, similarity.SecondMoments]:
+    """Joint second moments of all networks by block, at random positions and channels (`spec`)."""
     rng = np.random.default_rng(spec.seed)
     channels: dict[str, list[np.ndarray]] = {}
     moments: dict[str, similarity.SecondMoments] = {}

@@ -148,6 +148,7 @@ def prepared_path(name: str, size: int) -> Path:
 
 
 def drawn_path(spec: config.Data) -> Path:
+    """Where the images of a synthetic set lie once they are drawn."""
     return store.root() / "datasets" / "synthetic" / f"{spec.key}.zarr"
 
 
@@ -275,13 +276,16 @@ def _table(folder: Path, labels: str | Path | None, form: Layout, seed: int) -> 
     if form.split not in table:
         table[form.split] = _random_splits(table[form.patient], seed)
     table[form.split] = table[form.split].replace({"val": "valid", "validation": "valid"})
-    unknown = set(table[form.split]) - set(SPLITS)
+    _check_splits(table[form.split], path)
+    return table
+
+
+def _check_splits(found: pd.Series, path: Path) -> None:
+    unknown, empty = set(found) - set(SPLITS), set(SPLITS) - set(found)
     if unknown:
         raise ValueError(f"{path}: splits {sorted(unknown)}; possible: {', '.join(SPLITS)}")
-    empty = set(SPLITS) - set(table[form.split])
     if empty:
         raise ValueError(f"{path}: no image of split {', '.join(sorted(empty))}")
-    return table
 
 
 def _table_path(folder: Path, labels: str | Path | None, form: Layout) -> Path:

@@ -222,10 +222,11 @@ def _keys(dataset: xr.Dataset) -> list[str]:
 
 
 def result(spec: Spec) -> xr.Dataset:
-    result = store.read(spec.key)
-    if result is None:
+    """What was computed for a spec; raises RuntimeError if it is not there."""
+    found = store.read(spec.key)
+    if found is None:
         raise RuntimeError(f"result {spec.key} vanished after it was computed")
-    return result
+    return found
 
 
 def _train_images(spec: Spec) -> int:

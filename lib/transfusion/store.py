@@ -182,8 +182,8 @@ def write_activations(
 ) -> None:
     """Stream batches of {block: (n, channel, y, x) or (n, channel)} to zarr, atomically.
 
-    One group a block, one uncompressed chunk a batch with its checksum: what zarr does by default
-    (compression, a search for empty chunks) would take longer than the network.
+    One group a block, one plain chunk a batch: what zarr does by default (compression, a search
+    for empty chunks) would take longer than the network, and checksums half the speed.
     Raises ValueError if the batches do not add up to `images`.
     """
     arrays: dict[str, zarr.Array] = {}
@@ -225,7 +225,7 @@ def _chunked(group: zarr.Group, block: str, images: int, batch: np.ndarray) -> z
 def read_activations(path: Path) -> xr.DataTree:
     """What `write_activations` kept, one node a block, loaded as it is used.
 
-    Raises FileNotFoundError; reading a damaged chunk raises ValueError.
+    Raises FileNotFoundError; a lost chunk reads as nan, a cut one raises ValueError.
     """
     _restore(path)
     if not path.exists():
