@@ -321,14 +321,13 @@ class Failed(RuntimeError):
     """Some of the work could not be done; what was finished is kept."""
 
 
-def missing(specs: Iterable[Spec]) -> list[Spec]:
+def missing(specs: Iterable[Spec]) -> list[Task]:
     """Whatever is not there yet, of these and of what they need, in the order of need."""
-    needed: dict[str, Spec] = {}
+    needed: dict[str, Task] = {}
     for spec in specs:
         if not _there(spec):
             for need in _needs(spec):
-                if not isinstance(need, config.Data):
-                    needed.setdefault(need.key, need)
+                needed.setdefault(need.key, need)
             needed[spec.key] = spec
     return [spec for spec in needed.values() if not _there(spec)]
 
@@ -341,13 +340,15 @@ def _needs(task: Task) -> list[Task]:
         needs = [need for run in task.runs for need in [*_needs(run), run]]
         return list({need.key: need for need in needs}.values())
     source = task.init.source
-    return [task.data, *([source] if isinstance(source, config.Run) else [])]
+    return [*([*_needs(source), source] if isinstance(source, config.Run) else []), task.data]
 
 
-def _there(spec: Spec) -> bool:
-    """Whether a result is whole, a run's weights included."""
-    whole = isinstance(spec, config.Comparison) or store.complete(spec.key)
-    return whole and store.read(spec.key) is not None
+def _there(task: Task) -> bool:
+    """Whether images are drawn or prepared, or a result is whole, a run's weights included."""
+    if isinstance(task, config.Data):
+        return task.name not in data.SYNTHETIC or data.drawn_path(task).exists()
+    whole = isinstance(task, config.Comparison) or store.complete(task.key)
+    return whole and store.read(task.key) is not None
 
 
 def compute(specs: Iterable[Spec], *, jobs: int | None = None) -> None:
@@ -361,15 +362,14 @@ def compute(specs: Iterable[Spec], *, jobs: int | None = None) -> None:
         return
     store.require_writable()
     _check(todo)
-    tasks = [*_drawings(todo), *todo]
     jobs = jobs or (1 if gpus() else os.cpu_count() or 1)
     errors: dict[str, BaseException] = {}
     start = time.monotonic()
-    with tqdm(total=len(tasks), desc="computed", unit="task", disable=None, smoothing=0) as bar:
-        for done, (key, error) in enumerate(_perform_all(tasks, min(jobs, len(tasks))), start=1):
+    with tqdm(total=len(todo), desc="computed", unit="task", disable=None, smoothing=0) as bar:
+        for done, (key, error) in enumerate(_perform_all(todo, min(jobs, len(todo))), start=1):
             bar.update()
             if bar.disable:  # no terminal: a line a task, for the log
-                print(_progress(done, len(tasks), start), file=sys.stderr, flush=True)
+                print(_progress(done, len(todo), start), file=sys.stderr, flush=True)
             if error is not None:
                 errors[key] = error
     if errors:
@@ -378,7 +378,7 @@ def compute(specs: Iterable[Spec], *, jobs: int | None = None) -> None:
             for key, error in errors.items()
         ]
         raise Failed(
-            f"{len(errors)} of {len(tasks)} could not be computed:\n  " + "\n  ".join(lines)
+            f"{len(errors)} of {len(todo)} could not be computed:\n  " + "\n  ".join(lines)
         )
 
 
@@ -387,23 +387,13 @@ def _progress(done: int, total: int, start: float) -> str:
     return f"{done} of {total} computed, about {left / 60:.1f} min left"
 
 
-def _check(todo: list[Spec]) -> None:
+def _check(todo: list[Task]) -> None:
     from transfusion import train  # torch, needed only now
 
-    for run in {(run.data, run.model, run.init): run for run in _trained(todo)}.values():
+    needed = [task for spec in todo for task in [*_needs(spec), spec]]
+    runs = [task for task in needed if isinstance(task, config.Run)]
+    for run in {(run.data, run.model, run.init): run for run in runs}.values():
         train.check(run)
-
-
-def _trained(todo: list[Spec]) -> Iterator[config.Run]:
-    """The runs among specs, and those of their comparisons."""
-    for spec in todo:
-        yield from spec.runs if isinstance(spec, config.Comparison) else [spec]
-
-
-def _drawings(todo: list[Spec]) -> list[config.Data]:
-    """The synthetic sets still to be drawn, so that no two processes wait for the same one."""
-    sets = {run.data.key: run.data for run in _trained(todo) if run.data.name in data.SYNTHETIC}
-    return [images for images in sets.values() if not data.drawn_path(images).exists()]
 
 
 def _perform_all(tasks: list[Task], jobs: int) -> Iterator[tuple[str, BaseException | None]]:
