@@ -1,7 +1,14 @@
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
-from transfusion import activations, config, data, models, store, train
+from transfusion import activations, config, data, models, similarity, store, train
+
+from .conftest import ROOT
 
 
 def test_extractor_gives_the_named_blocks(rng):
@@ -21,14 +28,22 @@ def test_extractor_gives_the_named_blocks(rng):
         torch.testing.assert_close(seen[block], maps)
 
 
-def test_positions_are_distinct_and_shared(rng):
-    where = activations.positions(rng, (5, 8, 49), 16)
-    assert where.shape == (5, 16) and all(len(set(row)) == 16 for row in where)
-    assert activations.positions(rng, (5, 8, 4), 16).shape == (5, 4)
+def test_places_of_one_size_are_distinct_and_shared(rng):
+    first, second = activations.places(rng, 5, 16, [(7, 7), (7, 7)])
+    assert first is second and first.shape == (5, 16)
+    assert all(len(set(row)) == 16 for row in first)
+    assert activations.places(rng, 5, 16, [(2, 2)])[0].shape == (5, 4)
+
+
+def test_places_of_several_sizes_are_the_same_points(rng):
+    fine, coarse, whole = activations.places(rng, 50, 16, [(8, 12), (4, 6), (1, 1)])
+    y, x = np.divmod(fine, 12)
+    np.testing.assert_array_equal(coarse, (y // 2) * 6 + x // 2)
+    assert set(fine.ravel()) == set(range(96)) and not whole.any()
 
 
 def test_sample_takes_the_named_places(rng):
-    maps = torch.arange(2 * 3 * 4.0).view(2, 3, 4)  # image, channel, place
+    maps = torch.arange(2 * 3 * 4.0).view(2, 3, 2, 2)  # image, channel, y, x
     found = activations.sample(maps, np.array([[3, 0], [1, 2]]), np.array([2, 0]))
     np.testing.assert_array_equal(found[0], [[11, 3], [8, 0]])
     np.testing.assert_array_equal(found[1], [[21, 13], [22, 14]])
@@ -45,9 +60,182 @@ def test_compare(cache, comparison):
         train.fit(run)
     result = activations.compare(comparison)
     assert result.block.values.tolist() == ["block1", "block2", "block3", "block4"]
-    assert result.sizes["pair"] == 6 and result.datapoints.values.tolist() == [160] * 4
-    assert ((result.cca >= 0) & (result.cca <= 1)).all()
+    one, other = (run.key for run in comparison.runs)
+    assert set(zip(result.net_a.values, result.net_b.values, strict=True)) == {
+        (f"{one}:initial", f"{one}:final"),
+        (f"{other}:initial", f"{other}:final"),
+        (f"{one}:initial", f"{other}:initial"),
+        (f"{one}:final", f"{other}:final"),
+    }
+    assert result.datapoints.values.tolist() == [160] * 4
+    assert result.sizes["measure"] == 3 and result.explained.shape == (4, 4, 8)
+    for name in ("value", "null", "corrected", "corrected_null", "se", "map"):
+        assert np.isfinite(result[name]).all(), name
     assert store.read(comparison.key).identical(result)
+    assert not (store.run_folder(comparison.key) / "moments.zarr").exists()
+
+
+def test_a_network_is_itself(cache, tiny_run, images):
+    """The same channels in both, whatever the width: an untouched layer has a similarity of 1."""
+    net = activations.extractor(models.build("resnet18", outputs=5))
+    found = activations.moments([net, net], images.isel(image=slice(100)), positions=4, neurons=8)
+    for block in ("conv1", "block4"):
+        assert found.cca(block).mean == pytest.approx(1, abs=1e-9)
+        assert found.linear_cka(block).value == pytest.approx(1, abs=1e-9)
+
+
+def test_all_positions_are_the_whole_maps(images):
+    nets = [activations.extractor(models.build("cbr_tiny", outputs=5, seed=s)) for s in (0, 1)]
+    few = images.isel(image=slice(60))
+    found = activations.moments(nets, few, positions=10_000)
+    order = np.random.default_rng(0).permutation(60)  # the moments go through images like this
+    pixels = models.normalise(torch.from_numpy(few["pixels"].values[order]))
+    with torch.no_grad():
+        maps = [net(pixels) for net in nets]
+    for block in ("block1", "block4"):
+        whole = similarity.SecondMoments({block: (maps[0][block].shape[1],) * 2})
+        whole.update({block: [part[block] for part in maps]})
+        assert found.datapoints(block) == whole.datapoints(block)
+        for measure in ("linear_cka", "procrustes"):
+            one, other = (getattr(m, measure)(block).value for m in (found, whole))
+            assert one == pytest.approx(other, abs=1e-9)
+
+
+def test_blocks_beside_each_other(images):
+    nets = [activations.extractor(models.build("cbr_tiny", outputs=5, seed=s)) for s in (0, 1)]
+    found = activations.moments(nets, images, positions=4, neurons=8, across=[0, 1])
+    layer = activations.ACROSS
+    assert found.neurons[layer] == (8,) * 8 and found.datapoints(layer) == 4 * 300
+    # A block with itself, and with the same block of the other network, as seen at other points.
+    assert found.linear_cka(layer, 2, 2).value == pytest.approx(1)
+    one, other = found.linear_cka(layer, 0, 4), found.linear_cka("block1", 0, 1)
+    assert abs(one.value - other.value) < 5 * (one.se + other.se)
+
+
+def test_networks_with_other_blocks_are_refused(images):
+    nets = [activations.extractor(models.build(m, outputs=5)) for m in ("cbr_tiny", "resnet18")]
+    with pytest.raises(ValueError, match="network 1 has the blocks conv1.*network 0 has block1"):
+        activations.moments(nets, images)
+    with pytest.raises(ValueError, match="at least 2 images, got 1"):
+        activations.moments(nets[:1], images.isel(image=slice(1)))
+
+
+def test_a_broken_activation_is_named(images):
+    net = models.build("cbr_tiny", outputs=5)
+    net.block3[1].weight.data[0] = np.nan
+    with pytest.raises(ValueError, match="'block3', network 1: activations of image 0 are not fin"):
+        nets = [activations.extractor(models.build("cbr_tiny", outputs=5)), net]
+        activations.moments([nets[0], activations.extractor(net)], images)
+
+
+def test_moments_of_stored_activations(images, tmp_path):
+    nets = [models.build("cbr_tiny", outputs=5, seed=s) for s in (0, 1)]
+    trees = [
+        activations.capture(net, images, tmp_path / f"{i}.zarr", dtype="float32")
+        for i, net in enumerate(nets)
+    ]
+    stored = activations.stored_moments(trees, positions=10_000)
+    direct = activations.moments([activations.extractor(n) for n in nets], images, positions=10_000)
+    for block in ("block1", "block4"):
+        found, expected = stored.linear_cka(block), direct.linear_cka(block)
+        assert found.value == pytest.approx(expected.value, abs=1e-6)
+    with pytest.raises(ValueError, match="activations of the same images, got .250, 300."):
+        other = activations.capture(nets[1], images.isel(image=slice(250)), tmp_path / "o.zarr")
+        activations.stored_moments([trees[0], other])
+
+
+KILLED = """
+import os
+from tests.test_activations import {what}
+from transfusion import data, models
+
+def killed_in_the_end(*arguments):
+    global left
+    left -= 1
+    return normalise(*arguments) if left else os._exit(9)
+
+left, normalise, models.normalise = {calls}, models.normalise, killed_in_the_end
+{what}(data.prepare("fundus", size=32, n=300), "{path}")
+"""
+
+
+def captured(images, path):
+    with mock.patch.object(activations, "BATCH", 50):
+        tree = activations.capture(models.build("cbr_tiny", outputs=5), images, path)
+    return store.checksum(tree["block2"].to_dataset().load())
+
+
+def reduced(images, path):
+    net = activations.extractor(models.build("cbr_tiny", outputs=5))
+    with mock.patch.object(activations, "CHECKPOINT_SECONDS", 0):
+        found = activations.moments([net, net], images, checkpoint=Path(path))
+    return found.cca("block2").coefficients.tobytes()
+
+
+@pytest.mark.parametrize(("what", "calls", "saved"), [(captured, 5, 2), (reduced, 9, 4)])
+def test_killed_at_half_and_resumed_is_the_same_to_the_bit(
+    images, tmp_path, monkeypatch, what, calls, saved
+):
+    """`calls` of the network are begun by the killed process, and `saved` not made again."""
+    script = KILLED.format(what=what.__name__, calls=calls, path=tmp_path / "cut.zarr")
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True)
+    assert killed.returncode == 9, killed.stderr
+    assert list(tmp_path.glob("*cut.zarr*"))
+    counted = mock.Mock(side_effect=models.normalise)
+    monkeypatch.setattr(models, "normalise", counted)
+    resumed, needed = what(images, tmp_path / "cut.zarr"), counted.call_count
+    counted.reset_mock()
+    assert resumed == what(images, tmp_path / "whole.zarr")
+    assert counted.call_count - needed >= saved
+
+
+def test_what_another_network_left_is_not_continued(images, tmp_path):
+    def batches(start):
+        assert start == 0
+        yield {"block1": np.ones((2, 3), np.float16)}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.write_activations(tmp_path / "kept.zarr", batches, 300, {}, {"net": "another"})
+    assert (tmp_path / ".kept.zarr.partial").exists()
+    tree = activations.capture(models.build("cbr_tiny", outputs=5), images, tmp_path / "kept.zarr")
+    assert tree["block1"]["activation"].shape == (300, 32, 16, 16)
+
+
+def test_inplace_relu_does_not_reach_what_is_captured(images):
+    """torchvision's ReLUs overwrite their input, here the output of a block."""
+
+    class Overwriting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(inplace=True)
+            self.third, self.last = torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.Identity()
+
+        def forward(self, x):
+            x = self.second(self.first(x))
+            third = self.third(x)
+            x += third
+            return self.last(torch.nn.functional.relu(third, inplace=True) + x)
+
+    blocks = {name: (name,) for name in ("first", "second", "third", "last")}
+    net = models._named(Overwriting(), blocks, "none")
+    pixels = torch.rand(4, 3, 8, 8)
+    with torch.no_grad():
+        first = net.first(pixels)
+        second = first.clamp(min=0)
+        third = net.third(second)
+        found = activations.extractor(net)(pixels)
+    assert (first < 0).any() and (third < 0).any()
+    torch.testing.assert_close(found["first"], first)
+    torch.testing.assert_close(found["second"], second)
+    torch.testing.assert_close(found["third"], third)
+    torch.testing.assert_close(found["last"], third.clamp(min=0) + second + third)
+
+
+def test_no_images_are_refused(images, tmp_path):
+    with pytest.raises(ValueError, match="expected at least one image, got none"):
+        net = models.build("cbr_tiny", outputs=5)
+        activations.capture(net, images.isel(image=slice(0)), tmp_path / "kept.zarr")
 
 
 def test_compare_needs_trained_weights(cache, comparison):

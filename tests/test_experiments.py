@@ -3,7 +3,7 @@ import os
 
 import numpy as np
 import pytest
-from transfusion import config, data, experiments, store
+from transfusion import config, data, experiments, store, train
 
 from .conftest import ROOT
 
@@ -123,11 +123,37 @@ def test_only_what_a_parameter_touches_is_missing(cache):
 
 
 def test_comparisons_name_their_networks(cache):
-    result = experiments.collect("representations", **KNOBS, images=40, positions=4, neurons=8)
-    assert dict(result.sizes) == {"model": 1, "block": 4, "pair": 28}
-    kinds = set(zip(result.init_a.values, result.state_a.values, strict=True))
-    assert ("random", "initial") in kinds and ("transfer", "final") in kinds
-    assert result.depth.values[0].tolist() == [0, 1, 2, 3]
+    compared = {**KNOBS, "images": 40, "positions": 4, "neurons": 8}
+    trained = experiments.collect("representations", **compared)
+    assert dict(trained.sizes) == {"measure": 3, "model": 1, "block": 4, "other": 4, "pair": 6}
+    assert set(trained.state_a.values) == set(trained.state_b.values) == {"final"}
+    assert trained.depth.values[0].tolist() == [0, 1, 2, 3]
+    change = experiments.collect("overparametrization", **compared)
+    own = ((change.init_a == change.init_b) & (change.seed_a == change.seed_b)).values
+    assert change.sizes["pair"] == 6 + 6 + 4 and own.sum() == 4
+    assert change.parameters.item() == 1_079_845
+    assert change.explained.sizes["neuron"] == 8
+
+
+def test_first_layers_are_those_of_the_runs(cache):
+    result = experiments.collect("first_layer", **KNOBS)
+    assert result.moved.sizes == {"filter": 32, "model": 1, "init": 2, "seed": 2}
+    assert (result.moved > 0).all() and ((result.gabor >= 0) & (result.gabor <= 1)).all()
+    run = experiments.runs("performance", **KNOBS)[0]  # random, seed 0
+    before = next(train.network(run, trained=False).parameters()).detach().numpy()
+    shown = result.grey.sel(model="cbr_tiny", init="random", state="initial")
+    np.testing.assert_allclose(shown.transpose("filter", "y", "x"), before.mean(1), rtol=1e-6)
+
+
+def test_first_layers_of_failed_runs_are_holes(cache):
+    with pytest.raises(experiments.Failed, match="every run of this chapter failed"):
+        experiments.collect("first_layer", **{**KNOBS, "inits": ["random"], "lr": 1e30})
+
+
+def test_a_simulated_chapter_needs_no_runs():
+    assert experiments.runs("methods", **experiments.parameters("quick", "methods")) == []
+    assert experiments.is_collected("quick", "methods", [])
+    assert "target" not in experiments.parameters("quick", "methods")
 
 
 def test_lost_weights_are_trained_again(cache):
@@ -208,7 +234,7 @@ def test_status_counts_runs(cache):
     assert table.loc["performance"].to_dict() == {
         "collected": "no", "done": 0, "failed": 0, "started": 0, "missing": 8,
     }  # fmt: skip
-    assert (table["collected"] == "no").all()
+    assert (table.drop(index="methods")["collected"] == "no").all()
 
 
 @pytest.mark.parametrize("study", experiments.studies())
@@ -216,7 +242,7 @@ def test_parameter_files_are_understood(study):
     for chapter in experiments.chapters(study):
         parameters = experiments.parameters(study, chapter)
         assert parameters["study"] == study
-        assert experiments.runs(chapter, **parameters)
+        assert bool(experiments.runs(chapter, **parameters)) != (chapter in experiments.SIMULATED)
 
 
 def tracked_studies():

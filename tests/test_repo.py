@@ -72,7 +72,10 @@ def test_help_imports_no_library():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("chapter", ["performance", "representations", "weight_scaling"])
+@pytest.mark.parametrize(
+    "chapter",
+    ["performance", "representations", "overparametrization", "first_layer", "weight_scaling"],
+)
 def test_a_notebook_whose_results_are_there_imports_no_torch(chapter):
     """The cells themselves, with the parameters of a study whose results are in git."""
     sources = ["".join(c["source"]) for c in cells(ROOT / f"book/{chapter}.ipynb")
@@ -95,7 +98,7 @@ ORDER = [
     ["activations"],
     ["train"],
     ["inits"],
-    ["models", "similarity", "metrics", "data"],
+    ["models", "similarity", "metrics", "data", "filters"],
     ["store", "synthetic"],
     ["config", "reference"],
 ]
@@ -124,13 +127,15 @@ def test_functions_are_short():
 
 
 def test_margins_are_those_of_the_scope_page():
-    from transfusion import report
+    from transfusion import report, similarity
 
     scope = (ROOT / "book/scope.md").read_text()
     assert f"Margin | {100 * report.MARGIN:.1f} point" in scope
     assert f"Steps to {100 * report.REACH:.0f} % of" in scope
     assert f"gains less than {report.LEARNED:g} over chance" in scope
     assert f"within {report.CCA_MARGIN:g} of none" in scope
+    assert f"within {100 * report.GABORS:.0f} points" in scope
+    assert f"at least {similarity.ENOUGH} datapoints a neuron" in scope
 
 
 def test_the_readmes_answers_are_those_of_the_tracked_results():

@@ -1,21 +1,31 @@
-"""Activations of named blocks, captured batch by batch and reduced at once."""
+"""Activations of named blocks: kept on disk, or reduced to second moments as they come."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import math
+import operator
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from transfusion import config, data, models, similarity, store, train
 
 Extractor = nn.Module
+BATCH = 128  # images
+CALIBRATION = 512  # training images
+CHECKPOINT_SECONDS = 60.0
+ACROSS = "all blocks"  # the layer in which blocks are compared with each other
 
 
 def extractor(net: nn.Module) -> Extractor:
@@ -23,7 +33,21 @@ def extractor(net: nn.Module) -> Extractor:
     nodes = {modules[-1]: block for block, modules in models.blocks(net).items()}
     net = net.eval().to(train.device()).to(memory_format=torch.channels_last)
     leaves = {"leaf_modules": [models.Convolution]}
-    return create_feature_extractor(net, nodes, tracer_kwargs=leaves)
+    return _kept_whole(create_feature_extractor(net, nodes, tracer_kwargs=leaves))
+
+
+def _kept_whole(network: GraphModule) -> Extractor:
+    """Without the operations that would overwrite an activation after it was captured."""
+    for node in network.graph.nodes:
+        if "inplace" in node.kwargs:
+            node.update_kwarg("inplace", False)
+        if node.target is operator.iadd:
+            node.target = operator.add
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            setattr(module, "inplace", False)  # noqa: B010  (torch types all attributes as tensors)
+    network.recompile()
+    return network
 
 
 def capture(
@@ -37,22 +61,34 @@ def capture(
     """Keep the activations of `blocks` (default: all) for every image, in order, as zarr at `path`.
 
     Returns a DataTree, read as it is used: one node a block with `activation` (image, channel, y,
-    x). Memory stays that of three batches. Raises ValueError for an unknown block or dtype, and
-    where float16 overflows (above 65504; take "float32").
+    x). Memory stays that of three batches. A capture that was killed goes on where it was, if
+    network, images and options are the same. Raises ValueError for an unknown block or dtype, no
+    images, and where float16 overflows (above 65504; take "float32").
     """
     names = list(models.blocks(net))
     wanted = [config.one_of(block, names, "block") for block in blocks or names]
     config.one_of(dtype, ("float16", "float32"), "dtype")
+    if len(images.image) == 0:
+        raise ValueError("expected at least one image, got none")
     facts = {"images": len(images.image), "device": train.device_name(), **store.provenance()}
-    outputs = _outputs(extractor(net), images, wanted, dtype)
-    store.write_activations(Path(path), outputs, len(images.image), facts)
+    identity: dict[str, Any] = {"blocks": wanted, "dtype": dtype, "batch": BATCH}
+    identity |= {"net": _digest(net), "pixels": store.checksum(images[["pixels"]])}
+    outputs = partial(_outputs, extractor(net), images, wanted, dtype)
+    store.write_activations(Path(path), outputs, len(images.image), facts, identity)
     return store.read_activations(Path(path))
 
 
+def _digest(net: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _outputs(
-    network: Extractor, images: xr.Dataset, blocks: list[str], dtype: str
+    network: Extractor, images: xr.Dataset, blocks: list[str], dtype: str, start: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    for batch in train.batches(images, 128):
+    for batch in train.batches(images.isel(image=slice(start, None)), BATCH):
         with torch.no_grad():
             outputs = network(models.normalise(batch))
         yield {block: _stored(block, outputs[block], dtype) for block in blocks}
@@ -64,13 +100,195 @@ def _stored(block: str, maps: Tensor, dtype: str) -> np.ndarray:
     return maps.to(getattr(torch, dtype), memory_format=torch.contiguous_format).cpu().numpy()
 
 
-def compare(spec: config.Comparison) -> xr.Dataset:
-    """Mean CCA between all networks of a comparison, each before and after training, by block.
+# --- reduced as they come --------------------------------------------------------------------
 
-    Returns a Dataset of cca and null (block, pair), where coordinates net_a and net_b of a pair
-    read `key:initial` or `key:final`, and of datapoints and neurons (block). All networks share
-    the random positions; each block gives the same number of random channels.
-    Raises ValueError if the runs are not of one model and one test set.
+
+def moments(
+    nets: Sequence[Extractor],
+    images: xr.Dataset,
+    *,
+    positions: int = 16,
+    neurons: int | None = None,
+    seed: int = 0,
+    across: Sequence[int] = (),
+    checkpoint: Path | None = None,
+) -> similarity.SecondMoments:
+    """Second moments of each block over all networks (of `extractor`), nothing being stored.
+
+    Each image gives `positions` random places of a map, the same in all networks, and each block
+    `neurons` random channels (default: all), the same in networks of one width. The blocks of the
+    networks `across` are also put beside each other, as layer ACROSS: first all blocks of the
+    first, and so on. Images come in random order, for the null pairs neighbours. A run killed
+    after a `checkpoint` goes on from there, to the same bits on a CPU.
+    Raises ValueError for fewer than 2 images, and for networks with different blocks.
+    """
+    pixels = images["pixels"].values
+    order = np.random.default_rng(seed).permutation(len(pixels))
+
+    def read(rows: slice) -> Iterator[dict[str, Tensor]]:
+        batch = torch.from_numpy(pixels[order[rows]])
+        batch = batch.to(train.device(), memory_format=torch.channels_last)
+        with torch.no_grad():
+            for net in nets:
+                yield net(models.normalise(batch))
+
+    return _moments(read, len(pixels), positions, neurons, seed, across, checkpoint)
+
+
+def stored_moments(
+    trees: Sequence[xr.DataTree],
+    *,
+    positions: int = 16,
+    neurons: int | None = None,
+    seed: int = 0,
+    across: Sequence[int] = (),
+) -> similarity.SecondMoments:
+    """The same of captured activations, in the order in which they lie: for a fair null, that of
+    the images should be random."""
+    counts = {len(node.dataset["activation"]) for tree in trees for node in tree.children.values()}
+    if len(counts) != 1:
+        raise ValueError(f"expected activations of the same images, got {sorted(counts)} of them")
+
+    def read(rows: slice) -> Iterator[dict[str, Tensor]]:
+        for tree in trees:
+            parts = {n: node.dataset["activation"][rows] for n, node in tree.children.items()}
+            yield {name: torch.from_numpy(part.values) for name, part in parts.items()}
+
+    return _moments(read, counts.pop(), positions, neurons, seed, across, None)
+
+
+Read = Callable[[slice], Iterator[dict[str, Tensor]]]  # rows -> maps by block, network by network
+
+
+def _moments(
+    read: Read,
+    images: int,
+    positions: int,
+    neurons: int | None,
+    seed: int,
+    across: Sequence[int],
+    checkpoint: Path | None,
+) -> similarity.SecondMoments:
+    if images < 2:
+        raise ValueError(f"similarity needs at least 2 images, got {images}")
+    shapes = _shapes(read)
+    batches = partial(_batches, read, images, shapes, positions, neurons, seed, across)
+    first = next(batches(0, limit=2))
+    widths = {layer: tuple(array.shape[2] for array in arrays) for layer, arrays in first.items()}
+    found, done = similarity.SecondMoments(widths), 0
+    if checkpoint is not None and checkpoint.exists():
+        found = similarity.SecondMoments.load(checkpoint)
+        done = found.images(next(iter(widths)))
+    saved = time.perf_counter()
+    for batch in batches(done):
+        found.update(batch)
+        if checkpoint is not None and time.perf_counter() - saved > CHECKPOINT_SECONDS:
+            found.save(checkpoint)
+            saved = time.perf_counter()
+    found.refine(batches(0))
+    return found
+
+
+Shape = tuple[int, int, int]  # channels, height, width
+
+
+def _shapes(read: Read) -> list[dict[str, Shape]]:
+    """Of each block, network by network."""
+    shapes = []
+    for part in read(slice(2)):
+        maps = {name: _as_map(tensor) for name, tensor in part.items()}
+        shapes.append({n: (m.shape[1], m.shape[2], m.shape[3]) for n, m in maps.items()})
+    for i, one in enumerate(shapes):
+        if one.keys() != shapes[0].keys():
+            there, expected = ", ".join(one), ", ".join(shapes[0])
+            raise ValueError(f"network {i} has the blocks {there}, network 0 has {expected}")
+    return shapes
+
+
+def _batches(
+    read: Read,
+    images: int,
+    shapes: list[dict[str, Shape]],
+    positions: int,
+    neurons: int | None,
+    seed: int,
+    across: Sequence[int],
+    start: int,
+    limit: int = BATCH,
+) -> Iterator[dict[str, list[Tensor | np.ndarray]]]:
+    """From image `start` on; each batch has its own generator, so it is the same when resumed."""
+    blocks = list(shapes[0])
+    for rows in _slices(images, limit):
+        if rows.start < start:
+            continue
+        count = rows.stop - rows.start
+        rng = np.random.default_rng([seed, rows.start])
+        where = {b: places(rng, count, positions, [s[b][1:] for s in shapes]) for b in blocks}
+        spots = places(rng, count, positions, [shapes[i][b][1:] for i in across for b in blocks])
+        found: dict[str, list] = {block: [] for block in blocks}
+        beside: list = []
+        for i, maps in enumerate(read(rows)):
+            for block in blocks:
+                chosen = _channels(seed, blocks.index(block), shapes[i][block][0], neurons)
+                found[block].append(sample(maps[block], where[block][i], chosen))
+                if i in across:
+                    beside.append(sample(maps[block], spots[len(beside)], chosen))
+        yield found | ({ACROSS: beside} if across else {})
+
+
+def _slices(images: int, limit: int) -> list[slice]:
+    """Batches of about equal size, so that none has a single image."""
+    parts = np.array_split(np.arange(images), math.ceil(images / limit))
+    return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
+
+
+def _channels(seed: int, block: int, width: int, neurons: int | None) -> np.ndarray:
+    order = np.random.default_rng([seed, block, width]).permutation(width)
+    return order[: neurons or width]
+
+
+def places(
+    rng: np.random.Generator, images: int, count: int, sizes: Sequence[tuple[int, int]]
+) -> list[np.ndarray]:
+    """Random places (images, count) of each image in maps of the given heights and widths.
+
+    Maps of one size: distinct positions, the same in each, all of them if there are few. Of
+    several sizes: points of the image, each read in the cell of the map that it falls in.
+    """
+    if len(set(sizes)) > 1:
+        points = rng.random((2, images, count))
+        return [(points[0] * h).astype(int) * w + (points[1] * w).astype(int) for h, w in sizes]
+    cells = math.prod(sizes[0]) if sizes else 1
+    order = rng.random((images, cells)).argsort(1)
+    return [order[:, : min(count, cells)]] * len(sizes)
+
+
+def sample(maps: Tensor, where: np.ndarray, channels: np.ndarray) -> Tensor | np.ndarray:
+    """(N, channels, h, w) -> (N, positions, chosen channels), left on a GPU."""
+    flat = _as_map(maps).flatten(2)
+    chosen = flat[:, torch.from_numpy(channels).to(maps.device)]
+    index = torch.from_numpy(where).to(maps.device)[:, None].expand(-1, chosen.shape[1], -1)
+    found = chosen.gather(2, index).transpose(1, 2)
+    return found if found.is_cuda else found.numpy()  # whose product is twice as fast on a CPU
+
+
+def _as_map(maps: Tensor) -> Tensor:
+    """A vector is a map of one position."""
+    return maps if maps.dim() == 4 else maps[:, :, None, None]
+
+
+# --- all networks of a comparison ------------------------------------------------------------
+
+
+def compare(spec: config.Comparison) -> xr.Dataset:
+    """Similarity of all networks of a comparison, before and after training, block by block.
+
+    Pairs are two networks in the same state, and a network with itself before training;
+    coordinates net_a and net_b read `key:initial` or `key:final`. Returns value, null, corrected,
+    corrected_null, se (measure, block, pair), explained (block, pair, neuron: the share of the
+    second network's neurons that the first predicts), map and map_null (measure, block, other:
+    blocks of the first trained network against those of the second), and datapoints, neurons
+    (block). Raises ValueError if the runs are not of one model and one data set.
     """
     with store.lease(spec.key):
         found = store.read(spec.key)
@@ -79,78 +297,91 @@ def compare(spec: config.Comparison) -> xr.Dataset:
         torch.set_num_threads(1)
         start = time.perf_counter()
         result = _compare(spec)
-        return store.finish(spec, result, seconds=time.perf_counter() - start)
+        kept = store.finish(spec, result, seconds=time.perf_counter() - start)
+        store.discard(_checkpoint(spec))
+        return kept
+
+
+def _checkpoint(spec: config.Comparison) -> Path:
+    return store.run_folder(spec.key) / "moments.zarr"
 
 
 def _compare(spec: config.Comparison) -> xr.Dataset:
     if len({(run.model, run.data) for run in spec.runs}) != 1:
         raise ValueError("a comparison needs runs of one model on one data set")
-    nets, names = _networks(spec)
-    test = data.split_of(data.load(spec.runs[0].data), "test").isel(image=slice(spec.images))
-    found = moments(spec, nets, test)
-    pairs = list(itertools.combinations(range(len(names)), 2))
-    cca = np.array([[m.cca(a, b).mean for a, b in pairs] for m in found.values()])
-    null = np.array([[m.null(a, b).mean for a, b in pairs] for m in found.values()])
-    coords = {
-        "block": list(found),
-        "net_a": ("pair", [names[a] for a, _ in pairs]),
-        "net_b": ("pair", [names[b] for _, b in pairs]),
-    }
-    variables = {
-        "cca": (["block", "pair"], cca),
-        "null": (["block", "pair"], null),
-        "datapoints": (["block"], np.array([m.n for m in found.values()])),
-        "neurons": (["block"], np.array([m.widths[0] for m in found.values()])),
-    }
-    attrs = {"model": spec.runs[0].model, "device": train.device_name(), "images": len(test.image)}
-    return xr.Dataset(variables, coords, attrs)
+    images = data.load(spec.runs[0].data)
+    test = data.split_of(images, "test").isel(image=slice(spec.images))
+    few = data.split_of(images, "train").isel(image=slice(CALIBRATION))
+    nets, names = _networks(spec, few)
+    trained = [i for i, name in enumerate(names) if name.endswith(":final")]
+    how = {"positions": spec.positions, "neurons": spec.neurons, "seed": spec.seed}
+    found = moments(nets, test, across=trained[:2], checkpoint=_checkpoint(spec), **how)
+    result = _pairs(found, list(spec.measures), names)
+    if len(trained) > 1:
+        result = result.merge(_map(found, list(spec.measures)))
+    facts = {"images": len(test.image), "device": train.device_name()}
+    return result.assign_attrs(model=spec.runs[0].model, **facts)
 
 
-def _networks(spec: config.Comparison) -> tuple[list[Extractor], list[str]]:
+def _networks(spec: config.Comparison, images: xr.Dataset) -> tuple[list[Extractor], list[str]]:
+    """Each run's network before training, as it normalises `images`, and after."""
     nets, names = [], []
     for run in spec.runs:
-        for state in ("initial", "final"):
-            nets.append(extractor(train.network(run, trained=state == "final")))
-            names.append(f"{run.key}:{state}")
+        initial = calibrate(train.network(run, trained=False), images)
+        nets += [extractor(initial), extractor(train.network(run, trained=True))]
+        names += [f"{run.key}:initial", f"{run.key}:final"]
     return nets, names
 
 
-def moments(
-    spec: config.Comparison, nets: list[Extractor], images: xr.Dataset
-) -> dict[str, similarity.SecondMoments]:
-    """Joint second moments of all networks by block, at random positions and channels (`spec`)."""
-    rng = np.random.default_rng(spec.seed)
-    channels: dict[str, list[np.ndarray]] = {}
-    moments: dict[str, similarity.SecondMoments] = {}
-    shuffled = images.isel(image=rng.permutation(len(images.image)))  # neighbours must not be alike
+def calibrate(net: nn.Module, images: xr.Dataset) -> nn.Module:
+    """Give batch norm the statistics of these images, by which training would normalise them.
+
+    A network before its first step has statistics of no data (mean 0, variance 1), or of the
+    images that it was pretrained on; in evaluation mode it would not be the network that learns.
+    """
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    net = net.eval().to(train.device()).to(memory_format=torch.channels_last)
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
     with torch.no_grad():
-        for batch in train.batches(shuffled, 128):
-            if len(batch) < 2:
-                continue
-            outputs = [net(models.normalise(batch)) for net in nets]
-            for block in outputs[0]:
-                maps = [output[block].flatten(2) for output in outputs]  # (N, channels, h w)
-                if block not in moments:
-                    width = maps[0].shape[1]
-                    keep = min(spec.neurons, width)
-                    channels[block] = [rng.permutation(width)[:keep] for _ in nets]
-                    moments[block] = similarity.SecondMoments((keep,) * len(nets))
-                where = positions(rng, maps[0].shape, spec.positions)
-                moments[block].update(
-                    [sample(m, where, c) for m, c in zip(maps, channels[block], strict=True)]
-                )
-    return moments
+        for batch in train.batches(images, BATCH):
+            net(models.normalise(batch))
+    return net.eval()
 
 
-def positions(rng: np.random.Generator, shape: tuple[int, ...], count: int) -> np.ndarray:
-    """Random positions (N, count) of each image's map, without repetition; all if there are few."""
-    images, _, places = shape
-    order = rng.random((images, places)).argsort(1)
-    return order[:, : min(count, places)]
+def _pairs(found: similarity.SecondMoments, measures: list[str], names: list[str]) -> xr.Dataset:
+    blocks = [layer for layer in found.neurons if layer != ACROSS]
+    parts = [tuple(name.split(":")) for name in names]
+    pairs = [
+        (a, b)
+        for a, b in itertools.combinations(range(len(names)), 2)
+        if parts[a][1] == parts[b][1] or parts[a][0] == parts[b][0]
+    ]
+    tables = [found.table(block, measures, pairs).drop_vars(["a", "b"]) for block in blocks]
+    explained = [[found.explained(block, a, b) for a, b in pairs] for block in blocks]
+    result = xr.concat(tables, "block").assign_coords(block=blocks)
+    result["explained"] = _ragged(explained).astype(np.float32)
+    result["datapoints"] = ("block", [found.datapoints(block) for block in blocks])
+    result["neurons"] = ("block", [found.neurons[block][0] for block in blocks])
+    ends = {"net_a": [names[a] for a, _ in pairs], "net_b": [names[b] for _, b in pairs]}
+    return result.assign_coords({name: ("pair", values) for name, values in ends.items()})
 
 
-def sample(maps: Tensor, where: np.ndarray, channels: np.ndarray) -> np.ndarray:
-    """(N, channels, places) -> (N, positions, chosen channels)."""
-    chosen = maps[:, torch.from_numpy(channels).to(maps.device)]
-    index = torch.from_numpy(where).to(maps.device)[:, None].expand(-1, chosen.shape[1], -1)
-    return chosen.gather(2, index).transpose(1, 2).float().cpu().numpy()
+def _ragged(explained: list[list[np.ndarray]]) -> xr.DataArray:
+    """(block, pair, neuron), nan beyond the neurons that a block has."""
+    parts = [xr.DataArray(np.stack(rows), dims=("pair", "neuron")) for rows in explained]
+    widest = max(part.sizes["neuron"] for part in parts)
+    return xr.concat([p.pad(neuron=(0, widest - p.sizes["neuron"])) for p in parts], "block")
+
+
+def _map(found: similarity.SecondMoments, measures: list[str]) -> xr.Dataset:
+    blocks = [layer for layer in found.neurons if layer != ACROSS]
+    count = len(blocks)
+    pairs = [(i, count + j) for i in range(count) for j in range(count)]
+    table = found.table(ACROSS, measures, pairs)
+    shape, dims = (len(measures), count, count), ("measure", "block", "other")
+    parts = {"map": table["value"], "map_null": table["null"]}
+    square = {name: (dims, part.values.reshape(shape)) for name, part in parts.items()}
+    return xr.Dataset(square, {"measure": measures, "block": blocks, "other": blocks})

@@ -369,7 +369,6 @@ def capture(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     nets = [models.build("resnet50", outputs=5) for _ in range(2)]
     plain = [reference.plain(net).eval().to(train.device()) for net in nets]
     normal = models.normalise(torch.from_numpy(images["pixels"].values).to(train.device()))
-    spec = config.Comparison(runs=(), images=64)
     extractors = [activations.extractor(net) for net in nets]
 
     def forward() -> None:
@@ -378,7 +377,7 @@ def capture(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
                 net(normal)
 
     def moments() -> None:
-        activations.moments(spec, extractors, images)
+        activations.moments(extractors, images, neurons=64)
 
     case = "resnet50 64 px, moments for a plain forward pass"
     yield _compare("capture", case, forward, moments, seconds, rounds, goal=0.4)
@@ -399,7 +398,8 @@ def _write_raw(path: Path, maps: np.ndarray) -> None:
 
 
 def _write(path: Path, maps: np.ndarray) -> None:
-    store.write_activations(path, ({"block1": maps} for _ in range(CHUNKS)), CHUNKS * len(maps), {})
+    batches = ({"block1": maps} for _ in range(CHUNKS))
+    store.write_activations(path, lambda start: batches, CHUNKS * len(maps), {}, {})
 
 
 def end_to_end(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:

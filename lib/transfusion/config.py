@@ -90,12 +90,13 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Comparison:
-    """Canonical correlations between all networks of `runs`, each before and after training."""
+    """Similarity between all networks of `runs`, each before and after training."""
 
     runs: tuple[Run, ...]
     images: Count = 1000  # of the test split
     positions: Count = 16  # random positions an image, the same in every network
     neurons: Count = 64  # random channels a layer, so that widths can be compared
+    measures: tuple[str, ...] = ("cca", "svcca", "cka")
     seed: int = 0
 
     @cached_property

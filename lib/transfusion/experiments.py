@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
-from transfusion import config, data, store
+from transfusion import config, data, filters, store
 
 Spec = config.Run | config.Comparison
 Task = config.Data | Spec  # what a process is given; synthetic images are drawn before their runs
@@ -70,6 +70,8 @@ class Knobs:
 
 def runs(chapter: str, **parameters) -> list[Spec]:
     """The runs, or comparisons of them, that a chapter needs; raises ValueError for bad knobs."""
+    if chapter in SIMULATED:
+        return []
     return [spec for _, spec in _labelled(chapter, _knobs(parameters))]
 
 
@@ -89,11 +91,11 @@ def _knobs(parameters: dict) -> Knobs:
 
 
 def _labelled(chapter: str, knobs: Knobs) -> list[tuple[Labels, Spec]]:
-    return list(CHAPTERS[config.one_of(chapter, CHAPTERS, "chapter")](knobs))
+    return list(CHAPTERS[config.one_of(chapter, CHAPTERS, "chapter")].tasks(knobs))
 
 
 def _trainings(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
-    """Models x inits x seeds on one target (performance, weight_scaling)."""
+    """Models x inits x seeds on one target."""
     for model in knobs.models:
         for init in knobs.inits:
             for seed in range(knobs.seeds):
@@ -102,8 +104,8 @@ def _trainings(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
 
 
 def _comparisons(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
-    """One comparison a model, of all its networks (representations)."""
-    chosen = {"images": knobs.images, "positions": knobs.positions, "neurons": knobs.neurons}
+    """One comparison a model, of all its networks."""
+    chosen: dict = {n: getattr(knobs, n) for n in ("images", "positions", "neurons")}
     for model in knobs.models:
         nets = tuple(
             _run(knobs, knobs.target, model, init, seed)
@@ -120,14 +122,6 @@ def _tasks(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
             for seed in range(knobs.seeds):
                 run = _run(knobs, target, model, "random", seed)
                 yield {"model": model, "target": target, "seed": seed}, run
-
-
-CHAPTERS: dict[str, Callable[[Knobs], Iterator[tuple[Labels, Spec]]]] = {
-    "data": _tasks,
-    "performance": _trainings,
-    "representations": _comparisons,
-    "weight_scaling": _trainings,
-}
 
 
 def _run(knobs: Knobs, target: str, model: str, init: config.InitName, seed: int) -> config.Run:
@@ -194,9 +188,8 @@ def gpus() -> int:
 def collect(chapter: str, **parameters) -> xr.Dataset:
     """The Dataset that a chapter shows; what is missing is computed first, with a progress bar.
 
-    Collected results that hold these very runs are taken as they are. Dims are `model, init (or
-    target), seed, step` for trainings and `model, block, pair` for comparisons; attrs carry every
-    run's key, status, device, commit and seconds.
+    Collected results that hold these very runs are taken as they are. Dimensions are those of
+    data_cache/README.md; attrs carry every run's key, status, device, commit and seconds.
     """
     knobs = _knobs(parameters)
     labelled = _labelled(chapter, knobs)
@@ -204,9 +197,7 @@ def collect(chapter: str, **parameters) -> xr.Dataset:
         return store.open(knobs.study, chapter)
     compute([spec for _, spec in labelled])
     results = [(labels, spec, result(spec)) for labels, spec in labelled]
-    dataset = _comparison_table(results) if chapter == "representations" else _run_table(results)
-    if chapter == "data":
-        dataset["conv1_change"] = _first_layers(results)
+    dataset = CHAPTERS[chapter].table(results)
     facts = [_facts(labels, spec, result) for labels, spec, result in results]
     dataset.attrs = {
         "runs": json.dumps(facts),
@@ -246,28 +237,81 @@ def _run_table(results: Results) -> xr.Dataset:
     """Curves and test AUC of runs, unstacked along their labels; failed runs are nan."""
     wanted = ["auc", "loss", "test_auc", "test_ap"]
     parts = [result[[n for n in wanted if n in result]] for _, _, result in results]
-    stacked = xr.concat(
-        parts, "run", data_vars="all", coords="minimal", join="outer", combine_attrs="drop"
+    return _unstack(_joined(parts), [labels for labels, _, _ in results], "run")
+
+
+def _joined(parts: list[xr.Dataset], dim: str = "run") -> xr.Dataset:
+    """Side by side along a new dimension; nan where one lacks what another has."""
+    return xr.concat(
+        parts, dim, data_vars="all", coords="minimal", join="outer", combine_attrs="drop"
     )
-    return _unstack(stacked, [labels for labels, _, _ in results], "run")
 
 
-def _first_layers(results: Results) -> xr.DataArray:
-    """What training added to the first layer of one network a target.
-
-    Returns (target, filter, channel, y, x), trained minus initial weights: after a short training
-    the noise that a network starts from still hides what it learned.
-    """
-    from transfusion import train
-
+def _data_table(results: Results) -> xr.Dataset:
+    """With what training added to the first layer of one network a target: after a short training
+    the noise that a network starts from still hides what it learned."""
     changes = {}
     for labels, spec, _ in results:
-        if isinstance(spec, config.Run) and labels["seed"] == 0:
-            nets = [train.network(spec, trained=trained) for trained in (False, True)]
-            before, after = (next(net.parameters()).detach().numpy() for net in nets)
+        if labels["seed"] == 0:
+            before, after = _first_layer(spec)
             changes[labels["target"]] = after - before
     dims = ("target", "filter", "channel", "y", "x")
-    return xr.DataArray(np.stack(list(changes.values())), {"target": list(changes)}, dims)
+    change = xr.DataArray(np.stack(list(changes.values())), {"target": list(changes)}, dims)
+    return _run_table(results).assign(conv1_change=change)
+
+
+def _first_layer(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (filter, channel, y, x) before and after training."""
+    from transfusion import train
+
+    assert isinstance(spec, config.Run)
+    nets = [train.network(spec, trained=trained) for trained in (False, True)]
+    before, after = (next(net.parameters()).detach().numpy() for net in nets)
+    return before, after
+
+
+def _filter_table(results: Results) -> xr.Dataset:
+    """How far each first-layer filter moved, how well a Gabor fits it, and pictures of seed 0."""
+    done = [(labels, spec) for labels, spec, result in results if result.attrs["status"] == "done"]
+    if not done:
+        raise Failed("every run of this chapter failed, so there are no filters to show")
+    found = [(labels, _filters(_first_layer(spec))) for labels, spec in done]
+    pictures = [(labels, part["grey"]) for labels, part in found if labels["seed"] == 0]
+    names = [{n: v for n, v in labels.items() if n != "seed"} for labels, _ in pictures]
+    shown = _unstack(_joined([part.to_dataset() for _, part in pictures]), names, "run")
+    table = _joined([part.drop_vars(["grey", "y", "x"]) for _, part in found])
+    table = _unstack(table, [labels for labels, _ in found], "run")
+    rows = pd.DataFrame([labels for labels, _, _ in results])  # what failed is nan, not absent
+    return table.reindex({n: list(dict.fromkeys(rows[n])) for n in rows}).assign(grey=shown["grey"])
+
+
+def _filters(states: tuple[np.ndarray, np.ndarray]) -> xr.Dataset:
+    fits = np.stack([filters.gabor_fit(weights) for weights in states])
+    grey = np.stack([weights.mean(1) for weights in states]).astype(np.float32)
+    count, size = grey.shape[1:3]
+    coords: dict = {"state": ["initial", "final"], "filter": range(count)}
+    coords |= {"y": range(size), "x": range(size)}
+    parts: dict = {
+        "moved": ("filter", filters.moved(*states)),
+        "gabor": (("state", "filter"), fits),
+    }
+    parts |= {"gabor_level": filters.gabor_level(size)}
+    return xr.Dataset(parts | {"grey": (("state", "filter", "y", "x"), grey)}, coords)
+
+
+def _final_table(results: Results) -> xr.Dataset:
+    """Comparisons of trained networks with each other."""
+    table = _comparison_table(results).drop_vars("explained")
+    return table.isel(pair=((table.state_a == "final") & (table.state_b == "final")).values)
+
+
+def _change_table(results: Results) -> xr.Dataset:
+    """Comparisons of networks before and after training, and the number of their parameters."""
+    from transfusion import models
+
+    table = _comparison_table(results).drop_vars(["map", "map_null", "other"])
+    counts = [models.parameters(str(model)) for model in table.model.values]
+    return table.assign(parameters=("model", counts))
 
 
 def _comparison_table(results: Results) -> xr.Dataset:
@@ -284,9 +328,7 @@ def _comparison_table(results: Results) -> xr.Dataset:
         parts.append(
             part.assign_coords(depth=("block", range(len(part.block)))).reset_coords("depth")
         )
-    stacked = xr.concat(
-        parts, "model", data_vars="all", coords="minimal", join="outer", combine_attrs="drop"
-    )
+    stacked = _joined(parts, "model")
     stacked = stacked.assign_coords(model=[labels["model"] for labels, _, _ in results])
     return stacked.assign_coords(_pair_coordinates(stacked["pair"].values))
 
@@ -312,6 +354,24 @@ def _unstack(stacked: xr.Dataset, labels: list[Labels], dim: str) -> xr.Dataset:
     # Unstacking sorts; the order of the parameters is the order of rows in tables and figures.
     order = {name: list(dict.fromkeys(values)) for name, values in pd.DataFrame(labels).items()}
     return table.reindex(order)
+
+
+class Chapter(NamedTuple):
+    """What a chapter needs, and the table that it shows."""
+
+    tasks: Callable[[Knobs], Iterator[tuple[Labels, Spec]]]
+    table: Callable[[Results], xr.Dataset]
+
+
+CHAPTERS = {
+    "data": Chapter(_tasks, _data_table),
+    "performance": Chapter(_trainings, _run_table),
+    "representations": Chapter(_comparisons, _final_table),
+    "overparametrization": Chapter(_comparisons, _change_table),
+    "first_layer": Chapter(_trainings, _filter_table),
+    "weight_scaling": Chapter(_trainings, _run_table),
+}
+SIMULATED = ("methods",)  # needs no runs, and so no parameters but those of its own file
 
 
 # --- computing -------------------------------------------------------------------------------
@@ -482,13 +542,14 @@ def parameters(study: str, chapter: str) -> dict:
     Raises ValueError for an unknown study, chapter or a study without that file.
     """
     config.one_of(study, studies(), "study")
-    config.one_of(chapter, CHAPTERS, "chapter")
+    config.one_of(chapter, [*CHAPTERS, *SIMULATED], "chapter")
     folder = store.HOME / "params" / study
     if not (folder / f"{chapter}.yml").exists():
         raise ValueError(
             f"study {study!r} has no {chapter}.yml; it has {', '.join(chapters(study))}"
         )
-    values = config.read_yaml(folder / "common.yml") | config.read_yaml(folder / f"{chapter}.yml")
+    own = config.read_yaml(folder / f"{chapter}.yml")
+    values = own if chapter in SIMULATED else config.read_yaml(folder / "common.yml") | own
     if values.get("study") != study:
         raise ValueError(f"{folder} says study: {values.get('study')!r}, expected {study!r}")
     return values
@@ -496,7 +557,8 @@ def parameters(study: str, chapter: str) -> dict:
 
 def chapters(study: str) -> list[str]:
     """The chapters that a study has parameters for, in the order of the book."""
-    return [c for c in CHAPTERS if (store.HOME / "params" / study / f"{c}.yml").exists()]
+    folder = store.HOME / "params" / study
+    return [c for c in (*SIMULATED, *CHAPTERS) if (folder / f"{c}.yml").exists()]
 
 
 def status(study: str) -> pd.DataFrame:
@@ -513,8 +575,8 @@ def status(study: str) -> pd.DataFrame:
 
 
 def is_collected(study: str, chapter: str, specs: list[Spec]) -> bool:
-    """Whether the collected results are those of these very runs."""
+    """Whether the collected results are those of these very runs; so it is where none is needed."""
     try:
-        return _keys(store.open(study, chapter)) == [spec.key for spec in specs]
+        return not specs or _keys(store.open(study, chapter)) == [spec.key for spec in specs]
     except (FileNotFoundError, store.Damaged):
         return False

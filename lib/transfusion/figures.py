@@ -27,6 +27,7 @@ MARKS = {
     "objects": ("#009e73", "triangle"),
 }
 NULL = "#666666"
+Kinds = dict[str, tuple[np.ndarray, str]]  # label: mask of pairs, init that they are coloured by
 TITLES = {
     "cbr_tiny": "CBR-Tiny",
     "cbr_small": "CBR-Small",
@@ -110,21 +111,23 @@ def _curve(steps: np.ndarray, values: np.ndarray, label: str = "") -> hv.Curve:
     return hv.Curve(frame, "step", "validation AUC", label=label)
 
 
+MEASURES = {"cca": "mean CCA", "svcca": "SVCCA", "cka": "linear CKA"}
+
+
 def similarity(results: xr.Dataset) -> hv.HoloMap:
-    """Mean CCA between trained networks by block: two random inits, and random against transfer."""
-    return _by_block(
-        results,
-        {
-            "random, random": (between(results, "random", "random"), "random"),
-            "random, transfer": (between(results, "random", "transfer"), "transfer"),
-        },
-    )
+    """Similarity of trained networks by block: two random inits, and random against transfer."""
+    kinds = {
+        "random, random": (between(results, "random", "random"), "random"),
+        "random, transfer": (between(results, "random", "transfer"), "transfer"),
+    }
+    return _by_model(results, lambda one, measure: _by_block(results, one, measure, kinds))
 
 
 def change(results: xr.Dataset) -> hv.HoloMap:
-    """Mean CCA of each network with itself before training, by block."""
+    """Similarity of each network to itself before training, by block."""
     inits = dict.fromkeys(results.init_a.values)
-    return _by_block(results, {title(i): (before_after(results, i), i) for i in inits})
+    kinds = {title(i): (before_after(results, i), i) for i in inits}
+    return _by_model(results, lambda one, measure: _by_block(results, one, measure, kinds))
 
 
 def between(results: xr.Dataset, a: str, b: str) -> np.ndarray:
@@ -141,24 +144,37 @@ def before_after(results: xr.Dataset, init: str) -> np.ndarray:
     return (same & (results.init_a == init)).values
 
 
-def _by_block(results: xr.Dataset, kinds: dict[str, tuple[np.ndarray, str]]) -> hv.HoloMap:
-    def overlay(one: xr.Dataset) -> hv.Overlay:
-        one = one.dropna("block", how="all", subset=["cca"]).sortby("depth")
-        layers = [_pairs(one.isel(pair=mask), label, init) for label, (mask, init) in kinds.items()]
-        # The same for all models, since one frame of a HoloMap sets the limits of all.
-        limits = dict(xlim=(-0.5, float(results.depth.max()) + 0.5), ylim=(0, 1.02))
-        axes = dict(xlabel="block", ylabel="mean CCA", xticks=_block_ticks(one), **limits)
-        return hv.Overlay([_null(one, kinds), *layers]).opts(**axes)
-
-    return _by_model(results, overlay)
+def blocks_of(results: xr.Dataset, model: str, measure: str) -> xr.Dataset:
+    """The comparisons of one model by one measure, its own blocks alone, lowest first."""
+    one = results.sel(model=model, measure=measure)
+    return one.dropna("block", how="all", subset=["value"]).sortby("depth")
 
 
-def _by_model(results: xr.Dataset, draw: Callable[[xr.Dataset], hv.Overlay]) -> hv.HoloMap:
-    """A figure a model to choose from, the last one first: studies name the large model last."""
-    models = results.model.values[::-1]
-    drawn = {title(model): draw(results.sel(model=model)) for model in models}
-    # Without values of its own the widget would sort the names.
-    return hv.HoloMap(drawn, hv.Dimension("model", values=list(drawn)), sort=False)
+def _by_block(results: xr.Dataset, one: xr.Dataset, measure: str, kinds: Kinds) -> hv.Overlay:
+    layers = [_pairs(one.isel(pair=mask), label, init) for label, (mask, init) in kinds.items()]
+    # The same for all models, since one frame of a HoloMap sets the limits of all.
+    limits = dict(xlim=(-0.5, float(results.depth.max()) + 0.5), ylim=(-0.02, 1.02))
+    axes = dict(xlabel="block", ylabel="similarity", xticks=_block_ticks(one), **limits)
+    return hv.Overlay([_null(one, kinds), *layers]).opts(**axes)
+
+
+def _by_model(
+    results: xr.Dataset, draw: Callable[[xr.Dataset, str], hv.Overlay | hv.HeatMap]
+) -> hv.HoloMap:
+    """A figure a model and measure to choose from, the last model first: studies name the large
+    one last."""
+    models, measures = results.model.values[::-1], results.measure.values
+    drawn = {
+        (title(model), MEASURES[measure]): draw(blocks_of(results, model, measure), measure)
+        for model in models
+        for measure in measures
+    }
+    # Without values of their own the widgets would sort the names.
+    dimensions = [
+        hv.Dimension("model", values=[title(model) for model in models]),
+        hv.Dimension("measure", values=[MEASURES[measure] for measure in measures]),
+    ]
+    return hv.HoloMap(drawn, dimensions, sort=False)
 
 
 def _block_ticks(one: xr.Dataset) -> list[tuple[int, str]]:
@@ -166,20 +182,151 @@ def _block_ticks(one: xr.Dataset) -> list[tuple[int, str]]:
 
 
 def _pairs(pairs: xr.Dataset, label: str, init: str) -> hv.Scatter:
-    frame = pairs["cca"].transpose("block", "pair").values
+    frame = pairs["corrected"].transpose("block", "pair").values
     spread = 0.24 * (np.arange(frame.shape[1]) / max(1, frame.shape[1] - 1) - 0.5)
     shift = -0.16 if init == "random" else 0.16
     x = np.arange(len(frame))[:, None] + shift + spread
-    table = pd.DataFrame({"block": x.ravel(), "mean CCA": frame.ravel()})
-    return hv.Scatter(table, "block", "mean CCA", label=label).opts(size=8, **_mark(init))
+    table = pd.DataFrame({"block": x.ravel(), "similarity": frame.ravel()})
+    return hv.Scatter(table, "block", "similarity", label=label).opts(size=8, **_mark(init))
 
 
-def _null(one: xr.Dataset, kinds: dict[str, tuple[np.ndarray, str]]) -> hv.Curve:
+def _null(one: xr.Dataset, kinds: Kinds) -> hv.Curve:
     shown = np.logical_or.reduce([mask for mask, _ in kinds.values()])
-    values = one["null"].isel(pair=shown).mean("pair").values
-    frame = pd.DataFrame({"block": np.arange(len(values)), "mean CCA": values})
-    line = hv.Curve(frame, "block", "mean CCA", label="null (chance)")
+    values = one["corrected_null"].isel(pair=shown).mean("pair").values
+    frame = pd.DataFrame({"block": np.arange(len(values)), "similarity": values})
+    line = hv.Curve(frame, "block", "similarity", label="null (chance)")
     return line.opts(color=NULL, line_dash="dashed")
+
+
+def maps(results: xr.Dataset) -> hv.HoloMap:
+    """Each block of one trained network against each of another, both from random init."""
+
+    def draw(one: xr.Dataset, measure: str) -> hv.HeatMap:
+        names = list(one.block.values)
+        values = one["map"].sel(other=names).values
+        cells = [(x, y, values[i, j]) for i, x in enumerate(names) for j, y in enumerate(names)]
+        found = hv.HeatMap(cells, ["one network", "the other"], "similarity")
+        look = dict(cmap="cividis", clim=(0, 1), colorbar=True, responsive=True, height=380)
+        look |= dict(framewise=True)  # networks have other blocks
+        return found.opts(**look, tools=["hover"], toolbar="above", fontscale=1.15, title="")
+
+    return _by_model(results, draw)
+
+
+def against_size(kept: xr.DataArray, parameters: xr.DataArray) -> hv.Overlay:
+    """What a network keeps of its start, above chance and averaged over depth, against its size."""
+    layers = []
+    for init in kept.init.values:
+        points = kept.sel(init=init).mean("depth")
+        frame = points.to_dataframe("similarity to the start").reset_index()
+        frame["parameters"] = [int(parameters.sel(model=m)) for m in frame["model"]]
+        frame["model"] = frame["model"].map(title)
+        marks = hv.Scatter(
+            frame, "parameters", ["similarity to the start", "model", "seed"], label=title(init)
+        )
+        layers.append(marks.opts(tools=["hover"], size=11, **_mark(init)))
+    ticks = [(number, f"{number / 1e6:g} M") for number in (1e6, 2e6, 5e6, 1e7, 2e7, 5e7, 1e8)]
+    axes = dict(logx=True, xticks=ticks, ylabel="similarity to the start, above chance")
+    return hv.Overlay(layers).opts(**axes)
+
+
+def neurons(one: xr.Dataset, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Share of each neuron that another network predicts, before and after training.
+
+    Of one block; (pair, neuron), pairs being those of a random network with another random one, or
+    with a transferred one (`kind`).
+    """
+    shares = []
+    for state in ("initial", "final"):
+        there = (one.state_a == state) & (one.state_b == state)
+        mixed = {"random", kind}
+        inits = [{a, b} == mixed for a, b in zip(one.init_a.values, one.init_b.values, strict=True)]
+        chosen = one.isel(pair=there.values & np.array(inits))
+        order = np.lexsort([chosen.seed_b, chosen.init_b, chosen.seed_a, chosen.init_a])
+        shares.append(chosen["explained"].isel(pair=order).transpose("pair", "neuron").values)
+    return shares[0], shares[1]
+
+
+def foretold(results: xr.Dataset) -> hv.HoloMap:
+    """A neuron a mark: how well another network predicts it, before and after training."""
+    frames = {}
+    for model in results.model.values[::-1]:
+        one = blocks_of(results, model, "cca")
+        for place, block in (("first block", 0), ("last block", -1)):
+            layers = []
+            for kind in ("transfer", "random"):
+                before, after = neurons(one.isel(block=block), kind)
+                frame = pd.DataFrame({"before": before.ravel(), "after": after.ravel()}).dropna()
+                marks = hv.Scatter(frame, "before", "after", label=f"random, {title(kind)}")
+                layers.append(marks.opts(size=5, **_mark(kind)))
+            axes = dict(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+            labels = dict(xlabel="predicted before training", ylabel="predicted after training")
+            frames[title(model), place] = hv.Overlay(layers).opts(**axes, **labels)
+    dimensions = [
+        hv.Dimension("model", values=[title(model) for model in results.model.values[::-1]]),
+        hv.Dimension("block", values=["first block", "last block"]),
+    ]
+    return hv.HoloMap(frames, dimensions, sort=False)
+
+
+def gabors(results: xr.Dataset) -> hv.HoloMap:
+    """A first-layer filter a mark: how well a Gabor fits it, before and after training."""
+    frames = {}
+    for model in results.model.values[::-1]:
+        one = results.sel(model=model)
+        level = float(one["gabor_level"].max())
+        dashed = dict(color=NULL, line_dash="dashed", line_width=1)
+        layers = [hv.VLine(level).opts(**dashed), hv.HLine(level).opts(**dashed)]
+        for init in results.init.values:
+            fits = one["gabor"].sel(init=init)
+            before, after = (fits.sel(state=s).values.ravel() for s in ("initial", "final"))
+            frame = pd.DataFrame({"before": before, "after": after}).dropna()
+            marks = hv.Scatter(frame, "before", "after", label=title(init))
+            layers.append(marks.opts(size=6, **_mark(init)))
+        labels = dict(xlabel="Gabor fit before training", ylabel="Gabor fit after training")
+        frames[title(model)] = hv.Overlay(layers).opts(xlim=(0, 1.02), ylim=(0, 1.02), **labels)
+    return hv.HoloMap(frames, hv.Dimension("model", values=list(frames)), sort=False)
+
+
+def few_datapoints(simulated: xr.Dataset) -> hv.Overlay:
+    """Mean CCA of drawn layers against the number of images, before and after correction."""
+    layers = []
+    marks = {"unrelated": "random", "related": "transfer"}
+    for relation, look in marks.items():
+        one = simulated.sel(relation=relation)
+        truth = float(one["population"])
+        layers.append(hv.HLine(truth).opts(color=MARKS[look][0], line_dash="dotted", line_width=2))
+        for name, label, alpha in (("value", "as computed", 0.35), ("corrected", "corrected", 1.0)):
+            frame = one[name].to_dataframe().reset_index()
+            color = dict(color=MARKS[look][0], marker=MARKS[look][1], alpha=alpha)
+            label = f"{relation}, {label}"
+            dots = hv.Scatter(frame, "images", name, label=label).opts(size=8, **color)
+            layers.append(dots.redim(**{name: "mean CCA"}))
+    return hv.Overlay(layers).opts(ylim=(-0.02, 1.0), **_images(simulated))
+
+
+def chance(simulated: xr.Dataset) -> hv.Overlay:
+    """Mean CCA of unrelated layers against the number of images, and two ways to foretell it."""
+    one = simulated.sel(relation="unrelated")
+    real = hv.Scatter(one["value"].to_dataframe().reset_index(), "images", "value",
+                      label="unrelated layers").opts(size=9, **_mark("random"))  # fmt: skip
+    frame = simulated["null"].sel(relation="related").mean("repeat").to_dataframe().reset_index()
+    shifted = hv.Curve(frame, "images", "null", label="null: each image with the next one")
+    formula = simulated["independent"].to_dataframe().reset_index()
+    closed = hv.Curve(formula, "images", "independent", label="closed form, independent datapoints")
+    name = "mean CCA"
+    layers = [
+        shifted.opts(color=MARKS["transfer"][0]).redim(null=name),
+        closed.opts(color=NULL, line_dash="dashed").redim(independent=name),
+        real.redim(value=name),
+    ]
+    return hv.Overlay(layers).opts(ylim=(0, None), **_images(simulated))
+
+
+def _images(simulated: xr.Dataset) -> dict:
+    """Axes: each number of images that was drawn, and mean CCA."""
+    ticks = [(int(count), f"{count:,}") for count in simulated.images.values]
+    return dict(logx=True, xticks=ticks, xlabel="images", ylabel="mean CCA")
 
 
 def contact_sheet(images: np.ndarray) -> Image:
@@ -193,11 +340,25 @@ def contact_sheet(images: np.ndarray) -> Image:
 def filters(weights: np.ndarray, columns: int = 16, scale: int = 8) -> Image:
     """First-layer filters (filter, channel, y, x) in grey, largest first, each in its own range."""
     grey = weights.mean(1)
-    order = np.argsort(-np.linalg.norm(grey.reshape(len(grey), -1), axis=1))
-    grey = grey[order] / np.abs(grey[order]).max((1, 2), keepdims=True)
-    grey = grey[: len(grey) - len(grey) % columns].repeat(scale, 1).repeat(scale, 2)
+    grey = grey[np.argsort(-np.linalg.norm(grey.reshape(len(grey), -1), axis=1))]
+    return contact_sheet(_pixels(grey[: len(grey) - len(grey) % columns], columns, scale))
+
+
+def states(results: xr.Dataset, model: str, init: str, columns: int = 8, scale: int = 8) -> Image:
+    """First-layer filters of one network (seed 0) in grey, before and after training."""
+    grey = results["grey"].sel(model=model, init=init)
+    grey = grey.dropna("filter", how="all").dropna("y", how="all").dropna("x", how="all")
+    before, after = (_pixels(grey.sel(state=s).values, columns, scale) for s in grey.state.values)
+    gap = np.full((len(before), 1, *before.shape[2:]), 255, np.uint8)
+    return contact_sheet(np.concatenate([before, gap, after], axis=1))
+
+
+def _pixels(grey: np.ndarray, columns: int, scale: int) -> np.ndarray:
+    """(filter, y, x) as enlarged pictures (row, column, channel, y, x), each in its own range."""
+    grey = grey / np.abs(grey).max((1, 2), keepdims=True)
+    grey = grey.repeat(scale, 1).repeat(scale, 2)
     pixels = ((grey + 1) * 127.5).astype(np.uint8).reshape(-1, columns, 1, *grey.shape[1:])
-    return contact_sheet(pixels.repeat(3, axis=2))
+    return pixels.repeat(3, axis=2)
 
 
 def _png(pixels: np.ndarray) -> Image:

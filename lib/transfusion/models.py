@@ -157,6 +157,12 @@ def paper_count(net: nn.Module) -> int:
     return sum(weights[1:])
 
 
+def parameters(name: str) -> int:
+    """Trainable parameters of a network with five outputs."""
+    with torch.device("meta"):
+        return sum(tensor.numel() for tensor in build(name, outputs=5).parameters())
+
+
 def flops(name: str, size: int) -> int:
     """Floating-point operations of one forward pass on one image, two a multiply-add."""
     with torch.device("meta"):

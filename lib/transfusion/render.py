@@ -151,10 +151,13 @@ def _shows(output: nbformat.NotebookNode) -> bool:
 
 
 def relabel(notebook: nbformat.NotebookNode, study: str) -> nbformat.NotebookNode:
-    """The same chapter as a page of a second study: title and figure names get its name."""
+    """The same chapter as a page of a second study: title and figure names get its name, and links
+    to chapters that only the main study has lead out of its folder."""
+    outside = "|".join(experiments.SIMULATED)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             text = re.sub(r"(\{numref\}`)([\w-]+)`", rf"\1\2-{study}`", cell.source)
+            text = re.sub(rf"\]\(({outside})\.ipynb\)", r"](../\1.ipynb)", text)
             cell.source = re.sub(r"^(# .+)$", rf"\1 ({study})", text, count=1, flags=re.M)
         figure = cell.metadata.get("mystnb", {}).get("figure")
         if figure:

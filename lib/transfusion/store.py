@@ -72,7 +72,8 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def _remove(path: Path) -> None:
+def discard(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -87,7 +88,7 @@ def atomic(target: Path) -> Iterator[Path]:
             _fsync(path)
         _replace(temporary, target)
     finally:
-        _remove(temporary)
+        discard(temporary)
 
 
 def _replace(temporary: Path, target: Path) -> None:
@@ -96,10 +97,10 @@ def _replace(temporary: Path, target: Path) -> None:
         os.replace(temporary, target)
         return
     old = _old(target)
-    _remove(old)
+    discard(old)
     os.replace(target, old)
     os.replace(temporary, target)
-    _remove(old)
+    discard(old)
 
 
 def _old(target: Path) -> Path:
@@ -178,34 +179,92 @@ def _content(values: np.ndarray) -> bytes:
 
 
 def write_activations(
-    path: Path, batches: Iterable[dict[str, np.ndarray]], images: int, attrs: dict[str, Any]
+    path: Path,
+    batches: Callable[[int], Iterable[dict[str, np.ndarray]]],
+    images: int,
+    attrs: dict[str, Any],
+    identity: dict[str, Any],
 ) -> None:
     """Stream batches of {block: (n, channel, y, x) or (n, channel)} to zarr, atomically.
 
     One group a block, one plain chunk a batch: what zarr does by default (compression, a search
     for empty chunks) would take longer than the network, and checksums half the speed.
+    `batches(start)` begins at an image; what a killed process has written of the same `identity`
+    is kept beside `path` and continued. One process a path.
     Raises ValueError if the batches do not add up to `images`.
     """
+    partial = path.parent / f".{path.name}.partial"
+    done = _continued(partial, identity)
+    try:
+        done = _fill(partial, batches(done), done, images, attrs, identity)
+        if done != images:
+            raise ValueError(f"{path}: expected {images} images, got {done}")
+    except Exception:  # not an interruption: that leaves what is there
+        discard(partial)
+        raise
+    (partial / "progress.json").unlink()
+    with atomic(path) as temporary:
+        os.replace(partial, temporary)
+
+
+def _continued(partial: Path, identity: dict[str, Any]) -> int:
+    """Images that a killed process has left, 0 after removing those of something else."""
+    try:
+        progress = json.loads((partial / "progress.json").read_text())
+        if progress["identity"] == identity:
+            return progress["images"]
+    except (FileNotFoundError, json.JSONDecodeError):
+        pass
+    discard(partial)
+    return 0
+
+
+def _fill(
+    partial: Path,
+    batches: Iterable[dict[str, np.ndarray]],
+    done: int,
+    images: int,
+    attrs: dict[str, Any],
+    identity: dict[str, Any],
+) -> int:
+    """Write batches from image `done` on, keeping count of what is on disk; the images in all."""
     arrays: dict[str, zarr.Array] = {}
 
-    def write(batch: dict[str, np.ndarray], start: int) -> None:
+    def write(batch: dict[str, np.ndarray], start: int) -> int:
         for block, values in batch.items():
             arrays[block][start : start + len(values)] = values
+        return start + len(values)
 
-    with atomic(path) as temporary, ThreadPoolExecutor(2) as writers:
-        done, pending = 0, list[Future]()  # two batches are written while the next is computed
+    def settle(written: Future[int]) -> None:
+        write_json(partial / "progress.json", {"identity": identity, "images": written.result()})
+
+    with ThreadPoolExecutor(2) as writers:
+        pending = list[Future[int]]()  # two batches are written while the next is computed
         for batch in batches:
             if not arrays:
-                group = zarr.create_group(temporary, attributes=attrs | {"blocks": list(batch)})
-                arrays |= {name: _chunked(group, name, images, batch[name]) for name in batch}
+                arrays |= _arrays(partial, batch, images, attrs)
             if len(pending) == 2:
-                pending.pop(0).result()
+                settle(pending.pop(0))
             pending.append(writers.submit(write, batch, done))
             done += len(next(iter(batch.values())))
         for written in pending:
-            written.result()
-        if done != images:
-            raise ValueError(f"{path}: expected {images} images, got {done}")
+            settle(written)
+    return done
+
+
+def _arrays(
+    partial: Path, batch: dict[str, np.ndarray], images: int, attrs: dict[str, Any]
+) -> dict[str, zarr.Array]:
+    if partial.exists():
+        group = zarr.open_group(partial, mode="r+", zarr_format=3)
+        return {name: _written(cast(zarr.Array, group[f"{name}/activation"])) for name in batch}
+    group = zarr.create_group(partial, attributes=attrs | {"blocks": list(batch)})
+    return {name: _chunked(group, name, images, batch[name]) for name in batch}
+
+
+def _written(array: zarr.Array) -> zarr.Array:
+    """Such that empty chunks are written: a setting that an array forgets when it is closed."""
+    return array.with_config({"write_empty_chunks": True})
 
 
 def _chunked(group: zarr.Group, block: str, images: int, batch: np.ndarray) -> zarr.Array:

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+from transfusion import filters
+
+
+def gabor(size, angle, wavelength, width, phase, centre=(0, 0)):
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    x, y = x - centre[0], y - centre[1]
+    wave = 2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / wavelength + phase
+    return np.exp(-(x**2 + y**2) / (2 * width**2)) * np.cos(wave)
+
+
+@pytest.mark.parametrize("size", [5, 7])
+def test_gabors_fit_whatever_their_angle_phase_and_size(size, rng):
+    drawn = [
+        gabor(size, rng.uniform(0, np.pi), rng.uniform(3.5, size), rng.uniform(1.2, size / 3),
+              rng.uniform(0, 2 * np.pi), rng.uniform(-0.5, 0.5, 2))
+        for _ in range(50)
+    ]  # fmt: skip
+    colour = np.stack(drawn)[:, None] * rng.uniform(0.5, 2, (50, 3, 1, 1))
+    fits = filters.gabor_fit(colour)
+    assert (fits > filters.gabor_level(size)).all() and np.median(fits) > 0.9
+    np.testing.assert_allclose(filters.gabor_fit(0.01 * colour + 3), fits)  # amplitude, mean
+
+
+@pytest.mark.parametrize("size", [5, 7])
+def test_one_noise_filter_in_a_hundred_passes_for_a_gabor(size, rng):
+    noise = rng.normal(size=(2000, 3, size, size))
+    share = (filters.gabor_fit(noise) > filters.gabor_level(size)).mean()
+    assert 0.003 < share < 0.02
+
+
+def test_what_one_gabor_cannot_be(rng):
+    crossed = gabor(7, 0, 4, 2, 0) + gabor(7, np.pi / 2, 4, 2, np.pi / 2)
+    assert filters.gabor_fit(crossed[None, None])[0] < 0.7
+
+
+def test_moved_is_in_lengths_of_a_filter(rng):
+    before = rng.normal(size=(6, 3, 5, 5))
+    before[0] = 0  # pretrained layers have such
+    change = rng.normal(size=before.shape)
+    moved = filters.moved(before, before + change)
+    length = np.sqrt((before**2).sum() / 6)
+    np.testing.assert_allclose(moved, np.linalg.norm(change.reshape(6, -1), axis=1) / length)
+    np.testing.assert_allclose(filters.moved(before, 1.1 * before).max(), 0.1, rtol=0.5)
