@@ -266,9 +266,8 @@ def places(
 def sample(maps: Tensor, where: np.ndarray, channels: np.ndarray) -> Tensor | np.ndarray:
     """(N, channels, h, w) -> (N, positions, chosen channels), left on a GPU."""
     flat = _as_map(maps).flatten(2)
-    chosen = flat[:, torch.from_numpy(channels).to(maps.device)]
-    index = torch.from_numpy(where).to(maps.device)[:, None].expand(-1, chosen.shape[1], -1)
-    found = chosen.gather(2, index).transpose(1, 2)
+    index = torch.from_numpy(where).to(maps.device)[:, None].expand(-1, flat.shape[1], -1)
+    found = flat.gather(2, index)[:, torch.from_numpy(channels).to(maps.device)].transpose(1, 2)
     return found if found.is_cuda else found.numpy()  # whose product is twice as fast on a CPU
 
 

@@ -7,10 +7,13 @@ CPU time counts, but for writing and for several processes, which are timed by t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +40,7 @@ from transfusion import (
     metrics,
     models,
     reference,
+    similarity,
     store,
     train,
 )
@@ -63,6 +67,7 @@ class Row:
     of_ceiling: float | None = None
     ceiling_goal: float | None = None
     auc: str = ""  # what our way changes in it, in points
+    unit: str = "ms"  # of `plain` and `ours` as printed; kept in seconds, or in MiB
 
     @property
     def ratio(self) -> float:
@@ -135,14 +140,15 @@ def _line(row: Row) -> dict[str, str]:
         "AUC": row.auc,
         "goal": ", ".join(filter(None, goals)),
         "verdict": row.verdict,
-        "plain": _milliseconds(row.plain),
-        "ours": _milliseconds(row.ours),
+        "plain": _amount(row.plain, row.unit),
+        "ours": _amount(row.ours, row.unit),
         "n": f"{len(row.ratios)}",
     }
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{float(f'{1e3 * seconds:.3g}'):,g} ms"
+def _amount(value: float, unit: str) -> str:
+    value = 1e3 * value if unit == "ms" else value
+    return f"{float(f'{value:.3g}'):,g} {unit}"
 
 
 # --- the machine -----------------------------------------------------------------------------
@@ -181,7 +187,8 @@ def ceilings() -> dict[str, float]:
         multiply = partial(torch.matmul, matrix.to(kind), matrix.to(kind))
         found[f"{name} convolution"] = work / _best(convolve)
         found[f"{name} product"] = 2 * 2048**3 / _best(multiply)
-    return found
+    square = np.ones((2048, 2048))
+    return found | {"float64 product": 2 * 2048**3 / _best(lambda: square @ square)}
 
 
 def _best(call: Callable[[], object], seconds: float = 0.3) -> float:
@@ -402,6 +409,112 @@ def _write(path: Path, maps: np.ndarray) -> None:
     store.write_activations(path, lambda start: batches, CHUNKS * len(maps), {}, {})
 
 
+def cca(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
+    """Canonical correlations of float32 activations in memory, in float64 arithmetic, against the
+    textbook's way; one thread."""
+    n, few = 50_000, 3 if seconds >= 1 else 1
+    x, y = (layer.reshape(n, 512).astype(np.float32) for layer in _layers(n, 1, 512))
+    agree_cca(x[:4000, :64], y[:4000, :64])
+    plain, ours = partial(reference.cca, x.T.copy(), y.T.copy()), partial(_moments, (x, y), "cca")
+    case = f"one pair, 512 neurons, {n:,} datapoints"
+    row = _compare("cca", case, plain, ours, 0, few, goal=2.0)
+    yield replace(row, of_ceiling=n * 1024**2 / row.ours / limits["float64 product"])
+    judged = partial(_moments, (x, y), "cca", blocks=10, null=True)
+    yield _compare("cca", f"{case}, with null and error", plain, judged, 0, few)
+    plain, ours = partial(reference.svcca, *plain.args), partial(_moments, (x, y), "svcca")
+    yield _compare("cca", f"SVCCA, {case}", plain, ours, 0, few, warm=False, goal=5.0)
+    yield _all_pairs(few)
+    yield _positions(few)
+    yield from _peak(int(1e6 * seconds))
+
+
+def _layers(images: int, positions: int, neurons: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return similarity.related(rng, images, positions, np.linspace(0.9, 0, neurons), 0.5)
+
+
+def _moments(
+    layers: tuple[Any, ...], measure: str, *, blocks: int = 1, null: bool = False
+) -> similarity.Similarity:
+    widths = {"layer": tuple(layer.shape[-1] for layer in layers)}
+    found = similarity.SecondMoments(widths, blocks=blocks, null=null)
+    found.update({"layer": layers})
+    return getattr(found, measure)("layer")
+
+
+def agree_cca(x: np.ndarray, y: np.ndarray) -> None:
+    """Both ways compute the same coefficients; raises ArithmeticError."""
+    for measure, plain in (("cca", reference.cca), ("svcca", reference.svcca)):
+        ours, expected = _moments((x, y), measure).coefficients, plain(x.T, y.T)
+        if len(ours) != len(expected) or np.abs(ours - expected).max() > 1e-6:
+            raise ArithmeticError(f"{measure}: {ours[:3]}... and {expected[:3]}... differ")
+
+
+def _all_pairs(rounds: int) -> Row:
+    rng = np.random.default_rng(0)
+    layers = tuple(rng.normal(size=(8, 20_000, 256)))
+    stored = [layer.T.copy() for layer in layers]
+    pairs = list(itertools.combinations(range(8), 2))
+
+    def plain() -> None:
+        for a, b in pairs:
+            reference.cca(stored[a], stored[b])
+
+    def ours() -> None:
+        found = similarity.SecondMoments({"layer": (256,) * 8}, blocks=1, null=False)
+        found.update({"layer": layers})
+        found.table("layer", ["cca"], pairs)
+
+    case = "28 pairs of 8 layers, 256 neurons, 20,000 datapoints"
+    return _compare("cca", case, plain, ours, 0, rounds, goal=2.5)
+
+
+def _positions(rounds: int) -> Row:
+    """Maps of 64x64 positions: all of them, or 16 of each image with null and error."""
+    maps = np.random.default_rng(0).standard_normal((2, 300, 64, 64, 64), dtype=np.float32)
+
+    def plain() -> None:
+        reference.cca(*(part.transpose(1, 0, 2, 3).reshape(64, -1) for part in maps))
+
+    def ours() -> None:
+        rng = np.random.default_rng(0)
+        where = activations.places(rng, 300, 16, [(64, 64)])[0]
+        every = np.arange(64)
+        layers = tuple(activations.sample(torch.from_numpy(part), where, every) for part in maps)
+        _moments(layers, "cca", blocks=10, null=True)
+
+    case = "64 channels of 64x64 maps, 16 positions for all"
+    return _compare("cca", case, plain, ours, 0, rounds, goal=20.0)
+
+
+PEAK = """
+import numpy as np
+from transfusion import similarity
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if "VmHWM" in line).split()[1]) / 1024
+
+rng, before = np.random.default_rng(0), peak()
+found = similarity.SecondMoments({"layer": (512, 512)})
+for _ in range(DATAPOINTS // 2000):
+    found.update({"layer": rng.standard_normal((2, 2000, 512), dtype=np.float32)})
+found.cca("layer")
+print(peak() - before)
+"""
+
+
+def _peak(datapoints: int) -> Iterator[Row]:
+    """Memory above that of the imports, of a process of its own; 150 MiB are allowed."""
+    if not Path("/proc/self/status").exists():
+        return
+    script = PEAK.replace("DATAPOINTS", str(datapoints))
+    command = [sys.executable, "-c", script]
+    found = float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    case = f"memory, 512 neurons, {datapoints:,} datapoints, for 150 MiB"
+    yield Row("cca", case, 150, found, (150 / found,), share=None, goal=1.0, unit="MiB")
+
+
 def end_to_end(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     """A whole small study from photographs: decode, train, validate, test, keep."""
     for model, steps, goal in (("cbr_tiny", 40, 2.5), ("resnet50", 20, 1.7)):
@@ -456,6 +569,7 @@ SECTIONS: dict[str, Callable[[dict, float, int], Iterator[Row]]] = {
     "pipeline": pipeline,
     "sweep": sweep,
     "capture": capture,
+    "cca": cca,
     "end to end": end_to_end,
     "precision": precision,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -109,6 +110,7 @@ def _weights(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy reads it when it is loaded
     from transfusion import bench
 
     bench.report(arguments.section, arguments.quick, arguments.json, arguments.csv)

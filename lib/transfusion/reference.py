@@ -2,6 +2,7 @@
 
 Images are decoded and augmented by PIL in a DataLoader at every step; the network trains in
 float32, in PyTorch's default memory order, with the default Adam. So do torchvision's references.
+Canonical correlations go by the textbook, over stored activations.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -88,3 +90,30 @@ def accuracy(net: nn.Module, loader: DataLoader) -> float:
             right += (net(images).argmax(1) == target).sum().item()
             seen += len(target)
     return right / seen
+
+
+def cca(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Canonical correlations of two layers (neurons, datapoints), by the textbook."""
+    joint = np.cov(x, y)
+    p = len(x)
+    within_x, within_y, between = joint[:p, :p], joint[p:, p:], joint[:p, p:]
+    whitened = root(np.linalg.pinv(within_x)) @ between @ root(np.linalg.pinv(within_y))
+    return np.linalg.svd(whitened)[1]
+
+
+def svcca(x: np.ndarray, y: np.ndarray, keep: float = 0.99) -> np.ndarray:
+    """The same of the principal components with 99 % of the variance, found in the activations."""
+    return cca(components(x, keep), components(y, keep))
+
+
+def components(x: np.ndarray, keep: float) -> np.ndarray:
+    """(components, datapoints)"""
+    _, s, v = np.linalg.svd(x - x.mean(1, keepdims=True), full_matrices=False)
+    count = int((np.cumsum(s**2) < keep * (s**2).sum()).sum()) + 1
+    return s[:count, None] * v[:count]
+
+
+def root(matrix: np.ndarray) -> np.ndarray:
+    """Square root of a symmetric positive matrix."""
+    values, vectors = np.linalg.eigh(matrix)
+    return vectors @ np.diag(np.sqrt(np.maximum(values, 0))) @ vectors.T

@@ -265,7 +265,7 @@ class SecondMoments:
         if sums.second is None and measure in INVARIANT and view.doubtful():
             text = f"layer {layer!r} is near-singular: read the data again with `refine`"
             warnings.warn(text, RuntimeWarning, stacklevel=3)
-        sizes, values = sums.replicates([measure], [(a, b)], **options)
+        sizes, values = sums.replicates([measure], [(a, b)], view, **options)
         if np.isnan(values[0, 0, 0, 0]):
             text = f"it needs at least 4 datapoints that differ, got {view.n}"
             raise ValueError(f"layer {layer!r}: {measure} is undefined: {text}")
@@ -422,16 +422,20 @@ class _Sums:
     def _augmented(self, arrays: list[Array]) -> Array:
         """(image, position, column), in the type of the products."""
         assert self.pilot is not None
-        parts = []
+        xp = _library(arrays[0])
+        shape = (*arrays[0].shape[:2], self.products.shape[1])
+        columns = np.ones(shape) if xp is np else arrays[0].new_ones(shape, dtype=xp.float64)
         edges = np.cumsum([len(b) for b in self.second] if self.second else self.widths)[:-1]
         for i, (array, mean) in enumerate(zip(arrays, np.split(self.pilot, edges), strict=True)):
-            z = _double(array)
-            z = z - _beside(mean, z)
-            z = z @ _beside(self.second[i], z) if self.second else z
-            parts += [z, (z * z).sum(2)[..., None]]
-        xp = _library(z)
-        joined = xp.concatenate([*parts, xp.ones_like(parts[-1])], 2)
-        return xp.asarray(joined, dtype=getattr(xp, self.dtype))
+            neurons = slice(self.columns[i].start, self.columns[i].stop - 1)
+            z = columns[..., neurons]
+            if self.second:
+                centred = _double(array) - _beside(mean, columns)
+                z[...] = centred @ _beside(self.second[i], columns)
+            else:
+                xp.subtract(array, _beside(mean, columns), out=z)
+            columns[..., neurons.stop] = xp.einsum("ijk,ijk->ij", z, z)
+        return xp.asarray(columns, dtype=getattr(xp, self.dtype))
 
     def _products(self, augmented: Array) -> np.ndarray:
         flat = augmented.reshape(-1, augmented.shape[2])
@@ -500,7 +504,11 @@ class _Sums:
         return _View(self, total if without is None else total - self.products[without])
 
     def replicates(
-        self, measures: list[str], pairs: Sequence[tuple[int, int]], **options: Any
+        self,
+        measures: list[str],
+        pairs: Sequence[tuple[int, int]],
+        whole: _View | None = None,
+        **options: Any,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Sizes of the blocks, and (all and each block left out, measure, pair, value and null)."""
         full = np.flatnonzero(self.images)
@@ -508,7 +516,7 @@ class _Sums:
         shape = (1 + len(left_out), len(measures), len(pairs), 2)
         values = np.full(shape, np.nan)
         for r, without in enumerate([None, *left_out]):
-            view = self.view(without)
+            view = whole if whole and without is None else self.view(without)
             for m, measure in enumerate(measures):
                 for p, (a, b) in enumerate(pairs):
                     values[r, m, p, 0] = MEASURES[measure](view, a, b, False, **options)
