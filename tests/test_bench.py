@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +64,23 @@ def test_a_difference_is_noticed(monkeypatch):
     monkeypatch.setattr(reference, "plain", other)
     with pytest.raises(ArithmeticError, match="cbr_tiny, torch.float32: losses"):
         bench.agree("cbr_tiny", 32)
+
+
+def test_both_ways_of_cca_agree_and_a_difference_is_noticed(monkeypatch):
+    x, y = bench._layers(400, 1, 12)
+    layers = x[:, 0], y[:, 0]
+    bench.agree_cca(*layers)
+    monkeypatch.setattr(reference, "svcca", lambda x, y: reference.cca(x, y) * 1.001)
+    with pytest.raises(ArithmeticError, match="svcca: .* differ"):
+        bench.agree_cca(*layers)
+
+
+def test_memory_is_shown_in_mebibytes_where_the_system_tells_it():
+    rows = list(bench._peak(4000))
+    assert len(rows) == Path("/proc/self/status").exists()
+    for row in rows:
+        assert bench._line(row)["plain"] == "150 MiB" and bench._line(row)["ours"].endswith(" MiB")
+        assert 80 < row.ours < 150  # ten blocks of moments are 80
 
 
 def test_the_reference_is_plain_and_learns(cache):

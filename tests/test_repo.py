@@ -90,6 +90,15 @@ def test_a_notebook_whose_results_are_there_imports_no_torch(chapter):
     assert done.returncode == 0, done.stderr
 
 
+def test_the_code_in_the_guide_runs(cache, rng, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"layers": rng.normal(size=(2, 500, 20))}
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "book/guide/run.md").read_text(), re.S)
+    for block in blocks:
+        exec(block.replace("n=2000", "n=200"), names)
+    assert len(blocks) == 3 and 0 < names["found"].null < names["found"].mean
+
+
 ORDER = [
     ["cli"],
     ["render", "bench"],
@@ -145,14 +154,19 @@ def test_the_readmes_answers_are_those_of_the_tracked_results():
     gains, small = report.gains(performance), report.keeping_up(performance)
     gaps = report.gaps(store.open("retina", "representations"))
     speedups = report.speedups(store.open("retina", "weight_scaling"))
+    change = store.open("retina", "overparametrization")
+    sizes, reuse = report.size_effects(change).xs("random", level="init"), report.reuse(change)
     large, worst = report.clearest(gains), small.loc[small["high"].idxmin()]
-    effects = {
-        "gain": (metrics.overall(list(gains["verdict"])), large, " points", 1),
-        "difference": (metrics.overall(list(small["verdict"])), worst, " points", 1),
-        "gap": (metrics.overall(report.gap_verdicts(gaps)), gaps.loc["resnet50"], "", 3),
-    }
+    effects = [
+        ("gain", gains["verdict"], large, " points", 1),
+        ("difference", small["verdict"], worst, " points", 1),
+        ("gap", report.gap_verdicts(gaps), gaps.loc["resnet50"], "", 3),
+        ("difference", sizes["verdict"], report.clearest(sizes), "", 3),
+        ("low minus rest", reuse["verdict"], reuse.loc["resnet50"], "", 3),
+    ]
     readme = (ROOT / "README.md").read_text()
-    for name, (verdict, row, unit, digits) in effects.items():
+    for name, verdicts, row, unit, digits in effects:
+        verdict = metrics.overall(list(verdicts))
         ends = (row[name], row["low"], row["high"], int(row["n"]))
         assert f"**{verdict}**: {report.spread(*ends, digits=digits, unit=unit)}" in readme
     scaling = speedups.loc[("resnet50", "mean_var")]
