@@ -144,6 +144,18 @@ def test_moments_of_stored_activations(images, tmp_path):
         activations.stored_moments([trees[0], other])
 
 
+def test_a_truncated_store_is_an_error(images, tmp_path):
+    tree = activations.capture(models.build("cbr_tiny", outputs=5), images, tmp_path / "kept.zarr")
+    chunk = next((tmp_path / "kept.zarr/block2/activation/c").rglob("0/0/0/0"))
+    whole = chunk.read_bytes()
+    chunk.unlink()
+    with pytest.raises(ValueError, match="'block2', network 0: activations of image 0 are not fin"):
+        activations.stored_moments([tree, tree])
+    chunk.write_bytes(whole[:-100])
+    with pytest.raises(ValueError):
+        activations.stored_moments([tree, tree])
+
+
 KILLED = """
 import os
 from tests.test_activations import {what}

@@ -153,6 +153,17 @@ def test_the_rank_asks_for_a_second_pass_where_the_certificate_does_not(h):
     assert first.mean < found.cca("layer").mean - 0.03
 
 
+def test_a_second_pass_is_of_the_same_data(layers):
+    x, y = layers
+    found = moments(x, y, batch=512)
+    with pytest.raises(ValueError, match="the same 3000 datapoints as at first, got 1024"):
+        found.refine(list(batches(x, y))[:2], ["layer"])
+    found.refine(batches(x, y), ["layer"])
+    assert found._second
+    found.update({"layer": layers})
+    assert not found._second
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_reference_against_80_bits(case):
     x, y, _, _ = CASES[case]
@@ -414,6 +425,12 @@ def test_tensors_and_stored_arrays_give_what_arrays_give(layers):
     expected = everything(moments(x, y))
     tensors = moments(torch.from_numpy(x), torch.from_numpy(y).requires_grad_())
     np.testing.assert_allclose(everything(tensors), expected, atol=1e-10)
+    half = [layer.astype(np.float32) for layer in layers]
+    single = moments(*map(torch.from_numpy, half), dtype="float32")
+    np.testing.assert_allclose(everything(single), expected, atol=1e-5)
+    counts = [np.round(100 * layer) for layer in layers]
+    whole = moments(*(torch.from_numpy(count.astype(int)) for count in counts))
+    np.testing.assert_allclose(everything(whole), everything(moments(*counts)), atol=1e-10)
     stored = moments(xr.DataArray(x), xr.DataArray(y))
     np.testing.assert_array_equal(everything(stored), expected)
 

@@ -104,7 +104,7 @@ class SecondMoments:
         return int(self._sums_of(layer).images.sum())
 
     def datapoints(self, layer: str) -> int:
-        return round(self._sums_of(layer).products[:, -1, -1].sum())
+        return self._sums_of(layer).datapoints
 
     # --- what comes in ---
 
@@ -117,6 +117,7 @@ class SecondMoments:
         """
         for name, arrays in self._checked(activations).items():
             self._sums[name].add(arrays)
+        self._second = {}  # is of other data now
 
     def refine(
         self,
@@ -124,13 +125,21 @@ class SecondMoments:
         layers: Sequence[str] | None = None,
     ) -> None:
         """Read the same data again for some layers (default: the doubtful ones), in coordinates in
-        which rounding costs nothing (CholeskyQR2); `cca` and `r2_cca` use that from then on."""
+        which rounding costs nothing (CholeskyQR2); `cca` and `r2_cca` use that from then on.
+
+        Raises ValueError, and leaves things as they were, if these are not as many datapoints.
+        """
         chosen = self.doubtful() if layers is None else layers
-        self._second = {name: self._sums_of(name).whitened() for name in chosen}
-        for batch in batches if self._second else ():
+        second = {name: self._sums_of(name).whitened() for name in chosen}
+        for batch in batches if second else ():
             for name, arrays in self._checked(batch).items():
-                if name in self._second:
-                    self._second[name].add(arrays)
+                if name in second:
+                    second[name].add(arrays)
+        for name, sums in second.items():
+            if sums.datapoints != self.datapoints(name):
+                counts = f"{self.datapoints(name)} datapoints as at first, got {sums.datapoints}"
+                raise ValueError(f"layer {name!r}: expected the same {counts}")
+        self._second = second
 
     def doubtful(self) -> list[str]:
         """Layers whose canonical correlations rounding may have spoilt: near-singular ones."""
@@ -367,6 +376,10 @@ class _Sums:
         columns = sum(widths) + len(widths) + 1
         products = np.zeros((blocks, columns, columns))
         return cls(widths, products, np.zeros(blocks, int), null and len(widths) > 1, dtype)
+
+    @property
+    def datapoints(self) -> int:
+        return round(self.products[:, -1, -1].sum())
 
     @cached_property
     def columns(self) -> list[slice]:
