@@ -427,7 +427,8 @@ def test_tensors_and_stored_arrays_give_what_arrays_give(layers):
     np.testing.assert_allclose(everything(tensors), expected, atol=1e-10)
     half = [layer.astype(np.float32) for layer in layers]
     single = moments(*map(torch.from_numpy, half), dtype="float32")
-    np.testing.assert_allclose(everything(single), expected, atol=1e-5)
+    with pytest.warns(RuntimeWarning, match="near-singular"):  # as float32 products always are
+        np.testing.assert_allclose(everything(single), expected, atol=1e-5)
     counts = [np.round(100 * layer) for layer in layers]
     whole = moments(*(torch.from_numpy(count.astype(int)) for count in counts))
     np.testing.assert_allclose(everything(whole), everything(moments(*counts)), atol=1e-10)

@@ -79,8 +79,9 @@ class SecondMoments:
 
     `neurons` tells the width of each layer in each network, `{"block4": (64, 64)}`. `blocks` of
     whole images serve the jackknife (1: none); `null` also keeps the products with the next image.
-    Sums are float64; `dtype` is that of the products. Memory is 8 bytes x blocks x (sum of a
-    layer's widths) squared, however many images come.
+    Sums are float64; `dtype` is that of the products, of which float32 asks for a second pass in
+    practice. Memory is 8 bytes x blocks x (sum of a layer's widths) squared, however many images
+    come.
     """
 
     def __init__(
