@@ -84,6 +84,21 @@ def test_a_network_is_itself(cache, tiny_run, images):
         assert found.linear_cka(block).value == pytest.approx(1, abs=1e-9)
 
 
+def test_calibration_is_the_normalisation_of_training(images):
+    """With the statistics of a batch, evaluation gives what training gives on that batch."""
+    few = activations._spread(images, 64)
+    assert len(few.image) == 64 and len(activations._spread(few, 100).image) == 64
+    pixels = models.normalise(torch.from_numpy(few["pixels"].values))
+    net = models.build("cbr_tiny", outputs=5)
+    with torch.no_grad():
+        untouched, learning = net.eval()(pixels), net.train()(pixels)
+        found = activations.calibrate(net, few)(pixels)
+    torch.testing.assert_close(found, learning, rtol=0.05, atol=0.02)  # n, not n - 1, in between
+    assert (untouched - learning).abs().mean() > 5 * (found - learning).abs().mean()
+    for norm in (m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        assert int(norm.num_batches_tracked) == 1 and not norm.training
+
+
 def test_all_positions_are_the_whole_maps(images):
     nets = [activations.extractor(models.build("cbr_tiny", outputs=5, seed=s)) for s in (0, 1)]
     few = images.isel(image=slice(60))

@@ -310,8 +310,7 @@ def _compare(spec: config.Comparison) -> xr.Dataset:
         raise ValueError("a comparison needs runs of one model on one data set")
     images = data.load(spec.runs[0].data)
     test = data.split_of(images, "test").isel(image=slice(spec.images))
-    few = data.split_of(images, "train").isel(image=slice(CALIBRATION))
-    nets, names = _networks(spec, few)
+    nets, names = _networks(spec, _spread(data.split_of(images, "train"), CALIBRATION))
     trained = [i for i, name in enumerate(names) if name.endswith(":final")]
     how = {"positions": spec.positions, "neurons": spec.neurons, "seed": spec.seed}
     found = moments(nets, test, across=trained[:2], checkpoint=_checkpoint(spec), **how)
@@ -330,6 +329,12 @@ def _networks(spec: config.Comparison, images: xr.Dataset) -> tuple[list[Extract
         nets += [extractor(initial), extractor(train.network(run, trained=True))]
         names += [f"{run.key}:initial", f"{run.key}:final"]
     return nets, names
+
+
+def _spread(images: xr.Dataset, count: int) -> xr.Dataset:
+    """At most `count` images, evenly from all: a table may be sorted by what it shows."""
+    last = len(images.image) - 1
+    return images.isel(image=np.linspace(0, last, min(count, last + 1)).round().astype(int))
 
 
 def calibrate(net: nn.Module, images: xr.Dataset) -> nn.Module:

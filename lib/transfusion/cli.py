@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("--name", default="imagenet")
 
     bench = _verb(verbs, "bench", _bench, "how fast this machine is, against the plain way")
-    bench.add_argument("--quick", action="store_true", help="fewer rounds: 3 min, not 8")
+    bench.add_argument("--quick", action="store_true", help="fewer rounds: about 4 min, not 13")
     bench.add_argument("--json", action="store_true", help="one JSON object a line")
     bench.add_argument("--csv", type=Path, help="also write the table there")
     bench.add_argument("--section", action="append", help="only this one (may be repeated)")
