@@ -153,6 +153,8 @@ def test_size_effects_are_the_largest_network_less_the_others():
     table = report.size_effects(changed([FALLING, [0.9] * 4], [LEVEL, LEVEL], noise=0.01))
     assert table.loc[("cbr_tiny", "random"), "difference"] == pytest.approx(0.3, abs=0.02)
     assert table.loc[("cbr_tiny", "random"), "verdict"] == "holds"
+    first = report.size_effects(changed([FALLING, [0.9] * 4], [LEVEL, LEVEL], noise=0.01), depth=0)
+    assert first.loc[("cbr_tiny", "random"), "difference"] == pytest.approx(0, abs=0.02)
     other_way = report.size_effects(changed([[0.9] * 4, FALLING], [LEVEL, LEVEL], noise=0.01))
     assert other_way.loc[("cbr_tiny", "random"), "verdict"] == "differs"
     same = report.size_effects(changed([LEVEL, LEVEL], [LEVEL, LEVEL], noise=0.01))

@@ -271,14 +271,14 @@ def _first_layer(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _filter_table(results: Results) -> xr.Dataset:
-    """How far each first-layer filter moved, how well a Gabor fits it, and pictures of seed 0."""
+    """How far each first-layer filter moved, how well a Gabor fits it, and pictures of one seed."""
     done = [(labels, spec) for labels, spec, result in results if result.attrs["status"] == "done"]
     if not done:
         raise Failed("every run of this chapter failed, so there are no filters to show")
     found = [(labels, _filters(_first_layer(spec))) for labels, spec in done]
-    pictures = [(labels, part["grey"]) for labels, part in found if labels["seed"] == 0]
-    names = [{n: v for n, v in labels.items() if n != "seed"} for labels, _ in pictures]
-    shown = _unstack(_joined([part.to_dataset() for _, part in pictures]), names, "run")
+    first = {(labels["model"], labels["init"]): part[["grey"]] for labels, part in found[::-1]}
+    names: list[Labels] = [{"model": model, "init": init} for model, init in first]
+    shown = _unstack(_joined(list(first.values())), names, "run")
     table = _joined([part.drop_vars(["grey", "y", "x"]) for _, part in found])
     table = _unstack(table, [labels for labels, _ in found], "run")
     rows = pd.DataFrame([labels for labels, _, _ in results])  # what failed is nan, not absent

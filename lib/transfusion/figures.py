@@ -345,7 +345,7 @@ def filters(weights: np.ndarray, columns: int = 16, scale: int = 8) -> Image:
 
 
 def states(results: xr.Dataset, model: str, init: str, columns: int = 8, scale: int = 8) -> Image:
-    """First-layer filters of one network (seed 0) in grey, before and after training."""
+    """First-layer filters of one network in grey, before and after training."""
     grey = results["grey"].sel(model=model, init=init)
     grey = grey.dropna("filter", how="all").dropna("y", how="all").dropna("x", how="all")
     before, after = (_pixels(grey.sel(state=s).values, columns, scale) for s in grey.state.values)

@@ -158,10 +158,11 @@ def reuse(results: xr.Dataset) -> pd.DataFrame:
     return _paired({"model": gap.model}, low.mean("depth") - rest.mean("depth"), "low minus rest")
 
 
-def size_effects(results: xr.Dataset) -> pd.DataFrame:
-    """How much more of its start the largest network keeps than each other, by init, mean over
-    depth (E10). `holds` if the interval over seeds lies above 0."""
-    found = kept(results).mean("depth")
+def size_effects(results: xr.Dataset, depth: int | None = None) -> pd.DataFrame:
+    """How much more of its start the largest network keeps than each other, by init, at one of the
+    DEPTHS or as their mean (E10). `holds` if the interval over seeds lies above 0."""
+    found = kept(results)
+    found = found.mean("depth") if depth is None else found.isel(depth=depth, drop=True)
     largest = str(results.model.values[np.argmax(results["parameters"].values)])
     others = found.drop_sel(model=largest)
     difference = found.sel(model=largest, drop=True) - others
