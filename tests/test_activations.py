@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from transfusion import activations, config, data, models, similarity, store, train
+from transfusion import activations, data, models, similarity, store
 
 from .conftest import ROOT
 
@@ -49,32 +49,6 @@ def test_sample_takes_the_named_places(rng):
     np.testing.assert_array_equal(found[1], [[21, 13], [22, 14]])
 
 
-@pytest.fixture
-def comparison(tiny_run):
-    runs = tuple(tiny_run(seed=seed) for seed in (0, 1))
-    return config.Comparison(runs=runs, images=40, positions=4, neurons=8)
-
-
-def test_compare(cache, comparison):
-    for run in comparison.runs:
-        train.fit(run)
-    result = activations.compare(comparison)
-    assert result.block.values.tolist() == ["block1", "block2", "block3", "block4"]
-    one, other = (run.key for run in comparison.runs)
-    assert set(zip(result.net_a.values, result.net_b.values, strict=True)) == {
-        (f"{one}:initial", f"{one}:final"),
-        (f"{other}:initial", f"{other}:final"),
-        (f"{one}:initial", f"{other}:initial"),
-        (f"{one}:final", f"{other}:final"),
-    }
-    assert result.datapoints.values.tolist() == [160] * 4
-    assert result.sizes["measure"] == 3 and result.explained.shape == (4, 4, 8)
-    for name in ("value", "null", "corrected", "corrected_null", "se", "map"):
-        assert np.isfinite(result[name]).all(), name
-    assert store.read(comparison.key).identical(result)
-    assert not (store.run_folder(comparison.key) / "moments.zarr").exists()
-
-
 def test_a_network_is_itself(cache, tiny_run, images):
     """The same channels in both, whatever the width: an untouched layer has a similarity of 1."""
     net = activations.extractor(models.build("resnet18", outputs=5))
@@ -82,21 +56,6 @@ def test_a_network_is_itself(cache, tiny_run, images):
     for block in ("conv1", "block4"):
         assert found.cca(block).mean == pytest.approx(1, abs=1e-9)
         assert found.linear_cka(block).value == pytest.approx(1, abs=1e-9)
-
-
-def test_calibration_is_the_normalisation_of_training(images):
-    """With the statistics of a batch, evaluation gives what training gives on that batch."""
-    few = activations._spread(images, 64)
-    assert len(few.image) == 64 and len(activations._spread(few, 100).image) == 64
-    pixels = models.normalise(torch.from_numpy(few["pixels"].values))
-    net = models.build("cbr_tiny", outputs=5)
-    with torch.no_grad():
-        untouched, learning = net.eval()(pixels), net.train()(pixels)
-        found = activations.calibrate(net, few)(pixels)
-    torch.testing.assert_close(found, learning, rtol=0.05, atol=0.02)  # n, not n - 1, in between
-    assert (untouched - learning).abs().mean() > 5 * (found - learning).abs().mean()
-    for norm in (m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)):
-        assert int(norm.num_batches_tracked) == 1 and not norm.training
 
 
 def test_all_positions_are_the_whole_maps(images):
@@ -263,17 +222,6 @@ def test_no_images_are_refused(images, tmp_path):
     with pytest.raises(ValueError, match="expected at least one image, got none"):
         net = models.build("cbr_tiny", outputs=5)
         activations.capture(net, images.isel(image=slice(0)), tmp_path / "kept.zarr")
-
-
-def test_compare_needs_trained_weights(cache, comparison):
-    with pytest.raises(FileNotFoundError, match="no trained weights of run"):
-        activations.compare(comparison)
-
-
-def test_compare_refuses_mixed_models(cache, tiny_run):
-    mixed = config.Comparison(runs=(tiny_run(), tiny_run(model="cbr_small")))
-    with pytest.raises(ValueError, match="one model on one data set"):
-        activations.compare(mixed)
 
 
 @pytest.fixture

@@ -3,8 +3,7 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
-from transfusion import figures, paper, report
-from transfusion import similarity as cca
+from transfusion import figures, paper, report, simulation
 
 SEEDS = 4
 
@@ -320,7 +319,7 @@ def test_figures_are_drawn():
     layers = first_layers([[0.1, 0.1], [0.1, 0.1]], np.zeros((2, 2, 2)))
     assert len(figures.gabors(layers)) == 2
     assert figures.states(layers, "cbr_small", "random", columns=4).data[:4] == b"\x89PNG"
-    simulated = cca.simulate([20, 40], neurons=4, positions=2, tau=0.5, repeats=2)
+    simulated = simulation.simulate([20, 40], neurons=4, positions=2, tau=0.5, repeats=2)
     assert len(figures.chance(simulated)) == 3 and len(figures.few_datapoints(simulated)) == 6
 
 

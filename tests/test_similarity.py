@@ -5,7 +5,7 @@ import pytest
 import torch
 import xarray as xr
 from scipy import stats
-from transfusion import similarity, store
+from transfusion import similarity, simulation, store
 from transfusion.similarity import SecondMoments, mean_cca
 
 
@@ -545,12 +545,12 @@ def test_null_of_independent_datapoints_is_the_closed_form(rng):
 
 def test_null_of_dependent_positions_is_that_of_permuted_images(rng):
     """Positions of an image are alike: chance gives far more than independent datapoints would."""
-    x, y = similarity.related(rng, 200, 50, np.linspace(0.9, 0, 32), tau=0.8)
+    x, y = simulation.related(rng, 200, 50, np.linspace(0.9, 0, 32), tau=0.8)
     found = moments(x, y).cca("layer")
     permuted = np.mean([mean_cca(x, y[rng.permutation(200)]) for _ in range(5)])
     assert found.null == pytest.approx(permuted, rel=0.05)
     assert permuted > 3 * similarity.independent(200 * 50, 32, 32)
-    independent = [similarity.related(rng, 200, 50, np.zeros(32), tau=0.8) for _ in range(3)]
+    independent = [simulation.related(rng, 200, 50, np.zeros(32), tau=0.8) for _ in range(3)]
     assert found.null == pytest.approx(np.mean([mean_cca(*pair) for pair in independent]), rel=0.05)
 
 
@@ -592,7 +592,7 @@ def test_jackknife_of_unequal_blocks_takes_the_bias_of_a_variance_away(rng):
 def test_the_corrected_value_is_near_the_population(rng, per_neuron):
     rho = np.linspace(0.95, 0, 32)
     found = [
-        moments(*similarity.related(rng, 32 * per_neuron, 1, rho, 0)).cca("layer") for _ in range(8)
+        moments(*simulation.related(rng, 32 * per_neuron, 1, rho, 0)).cca("layer") for _ in range(8)
     ]
     plain, corrected = (np.mean([getattr(r, n) for r in found]) for n in ("value", "corrected"))
     assert plain > rho.mean() + 0.03
@@ -600,7 +600,7 @@ def test_the_corrected_value_is_near_the_population(rng, per_neuron):
 
 
 def test_random_positions_stand_for_all(rng):
-    x, y = similarity.related(rng, 500, 64, np.linspace(0.9, 0, 16), tau=0.5)
+    x, y = simulation.related(rng, 500, 64, np.linspace(0.9, 0, 16), tau=0.5)
     every = moments(x, y).cca("layer")
     where = rng.integers(0, 64, (500, 8))
     few = moments(*(np.take_along_axis(a, where[..., None], 1) for a in (x, y))).cca("layer")
@@ -623,7 +623,7 @@ def test_too_few_datapoints_force_ones():
 def test_coverage_of_the_interval():
     """90 % intervals of the default 10 blocks; 200 draws of 1,000 images of 20 like positions."""
     rng, rho = np.random.default_rng(0), np.linspace(0.9, 0, 32)
-    draws = [similarity.related(rng, 1000, 20, rho, 0.5) for _ in range(200)]
+    draws = [simulation.related(rng, 1000, 20, rho, 0.5) for _ in range(200)]
     found = [moments(*draw).cca("layer") for draw in draws]
     population = np.mean([r.interval(0.9)[0] < rho.mean() < r.interval(0.9)[1] for r in found])
     expected = np.mean([r.value for r in found])

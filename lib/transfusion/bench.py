@@ -41,6 +41,7 @@ from transfusion import (
     models,
     reference,
     similarity,
+    simulation,
     store,
     train,
 )
@@ -430,7 +431,7 @@ def cca(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
 
 def _layers(images: int, positions: int, neurons: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    return similarity.related(rng, images, positions, np.linspace(0.9, 0, neurons), 0.5)
+    return simulation.related(rng, images, positions, np.linspace(0.9, 0, neurons), 0.5)
 
 
 def _moments(
@@ -463,7 +464,7 @@ def _all_pairs(rounds: int) -> Row:
     def ours() -> None:
         found = similarity.SecondMoments({"layer": (256,) * 8}, blocks=1, null=False)
         found.update({"layer": layers})
-        found.table("layer", ["cca"], pairs)
+        found.table("layer", ["cca"])
 
     case = "28 pairs of 8 layers, 256 neurons, 20,000 datapoints"
     return _compare("cca", case, plain, ours, 0, rounds, goal=2.5)

@@ -521,10 +521,10 @@ def _perform(fields: dict) -> None:
     if isinstance(task, config.Data):
         data.load(task)
         return
-    from transfusion import activations, train
+    from transfusion import comparison, train
 
     if isinstance(task, config.Comparison):
-        activations.compare(task)
+        comparison.compare(task)
     else:
         train.fit(task)
 

@@ -118,7 +118,7 @@ def gap_verdicts(table: pd.DataFrame, large: str = "resnet50") -> list[str]:
     """Large network: gap above 0. Small ones: gap within the margin of 0 (the paper's Figure 2)."""
     verdicts = []
     for model, row in table.iterrows():
-        effect = metrics.Interval(row["gap"], row["low"], row["high"], row["sd"], int(row["n"]))
+        effect = _interval(row, "gap")
         equal = metrics.equivalence(effect, CCA_MARGIN)
         verdicts.append(metrics.positive(effect) if model == large else equal)
     return verdicts
@@ -243,7 +243,7 @@ def gabor_verdicts(table: pd.DataFrame, init: str, large: str = "resnet50") -> d
     it was, and from pretrained weights some are lost (the paper's Figure 5)."""
     verdicts = {}
     for model, row in table.xs(init, level="init").drop(index=large).iterrows():
-        effect = metrics.Interval(row["change"], row["low"], row["high"], row["sd"], int(row["n"]))
+        effect = _interval(row, "change")
         lost = metrics.Interval(-effect.mean, -effect.high, -effect.low, effect.sd, effect.n)
         none = metrics.equivalence(effect, 100 * GABORS)
         verdicts[str(model)] = none if init == "random" else metrics.positive(lost)
@@ -300,6 +300,11 @@ def _effect(name: str, effect: metrics.Interval) -> dict[str, float]:
         "sd": effect.sd,
         "n": effect.n,
     }
+
+
+def _interval(row: pd.Series, name: str) -> metrics.Interval:
+    """What `_effect` spread over columns."""
+    return metrics.Interval(row[name], row["low"], row["high"], row["sd"], int(row["n"]))
 
 
 # --- words and tables ------------------------------------------------------------------------
