@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transfusion import bench, cli, models, reference, train
+from transfusion import bench, cli, config, models, reference, train
 
 from .conftest import Operators
 
@@ -167,7 +167,7 @@ def test_flops_of_resnet50_are_the_known_ones():
 
 
 def step_of(model, precision="float32"):
-    net, adam = train.prepare(models.build(model, outputs=5), 1e-4)
+    net, adam = train.prepare(models.build(model, outputs=5), config.Optim(steps=1))
     pixels, target = bench._batch(32, 8)
     return lambda: train.update(net, adam, pixels, target, F.cross_entropy, precision)
 

@@ -3,7 +3,7 @@ import os
 
 import numpy as np
 import pytest
-from transfusion import config, data, experiments, store, train
+from transfusion import config, data, experiments, schedule, store, train
 
 from .conftest import ROOT
 
@@ -108,18 +108,18 @@ def test_collect_computes_once_and_then_reads(cache, monkeypatch):
     assert [run["key"] for run in runs] == [spec.key for spec in specs]
     one = store.read(specs[3].key)
     assert first.test_auc.sel(model="cbr_tiny", init="transfer", seed=1) == one.test_auc
-    monkeypatch.setattr(experiments, "compute", None)
+    monkeypatch.setattr(schedule, "compute", None)
     assert experiments.collect("performance", **KNOBS).identical(first)
 
 
 def test_only_what_a_parameter_touches_is_missing(cache):
     experiments.collect("performance", **KNOBS)
     more = experiments.runs("performance", **{**KNOBS, "seeds": 3})
-    assert {(s.init.name, s.seed) for s in experiments.missing(more)} == {
+    assert {(s.init.name, s.seed) for s in schedule.missing(more)} == {
         ("random", 2),
         ("transfer", 2),
     }
-    assert experiments.missing(experiments.runs("performance", **KNOBS)) == []
+    assert schedule.missing(experiments.runs("performance", **KNOBS)) == []
 
 
 def test_comparisons_name_their_networks(cache):
@@ -146,7 +146,7 @@ def test_first_layers_are_those_of_the_runs(cache):
 
 
 def test_first_layers_of_failed_runs_are_holes(cache):
-    with pytest.raises(experiments.Failed, match="every run of this chapter failed"):
+    with pytest.raises(schedule.Failed, match="every run of this chapter failed"):
         experiments.collect("first_layer", **{**KNOBS, "inits": ["random"], "lr": 1e30})
 
 
@@ -162,8 +162,8 @@ def test_lost_weights_are_trained_again(cache):
     before = store.weights_path(run.key).read_bytes()
     store.weights_path(run.key).write_bytes(b"cut")
     (comparison,) = experiments.runs("representations", **KNOBS)
-    assert [spec.key for spec in experiments.missing([comparison])] == [run.key, comparison.key]
-    experiments.compute([comparison])
+    assert [spec.key for spec in schedule.missing([comparison])] == [run.key, comparison.key]
+    schedule.compute([comparison])
     assert store.weights_path(run.key).read_bytes() == before
 
 
@@ -195,29 +195,29 @@ def die_on_seed_1(fields):
 def test_accidents_are_reported_with_key_and_log(cache, monkeypatch, accident, message):
     monkeypatch.setattr(experiments, "_perform", accident)
     runs = experiments.runs("performance", **{**KNOBS, "inits": ["random"]})
-    with pytest.raises(experiments.Failed, match=f"{runs[1].key}: .*{message}.*log"):
-        experiments.compute(runs, jobs=1)
+    with pytest.raises(schedule.Failed, match=f"{runs[1].key}: .*{message}.*log"):
+        schedule.compute(runs, jobs=1)
 
 
 def test_a_killed_process_takes_only_its_own_run_along(cache, monkeypatch):
     monkeypatch.setattr(experiments, "_perform", die_on_seed_1)
     runs = experiments.runs("performance", **{**KNOBS, "inits": ["random"], "seeds": 4})
-    with pytest.raises(experiments.Failed, match="1 of 5 could not") as failed:
-        experiments.compute(runs, jobs=1)
+    with pytest.raises(schedule.Failed, match="1 of 5 could not") as failed:
+        schedule.compute(runs, jobs=1)
     assert runs[1].key in str(failed.value) and runs[2].key not in str(failed.value)
 
 
 def test_images_are_drawn_once_and_what_is_needed_goes_first(cache):
     runs = experiments.runs("performance", **KNOBS)
-    tasks = experiments.missing(runs)
+    tasks = schedule.missing(runs)
     drawn = [task for task in tasks if isinstance(task, config.Data)]
     assert sorted(images.name for images in drawn) == ["fundus", "objects"]
-    ranks = experiments._ranks(tasks)
+    ranks = schedule.ranks(tasks)
     for task in tasks:
-        for need in experiments._needs(task):
+        for need in schedule.needs(task):
             assert ranks[need.key] > ranks[task.key]
     data.load(drawn[0])
-    again = experiments.missing(runs)
+    again = schedule.missing(runs)
     assert [task for task in again if isinstance(task, config.Data)] == drawn[1:]
 
 
@@ -225,7 +225,7 @@ def test_long_runs_go_before_short_ones():
     long, short = (
         experiments.runs("performance", **{**KNOBS, "steps": steps})[0] for steps in (40, 4)
     )
-    ranks = experiments._ranks([short, long])
+    ranks = schedule.ranks([short, long])
     assert ranks[long.key] == pytest.approx(10 * ranks[short.key])
 
 

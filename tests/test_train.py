@@ -202,8 +202,8 @@ def test_the_optimizer_is_plain_adam(name, rng):
     """On parameters laid out for speed, a few steps in float64."""
     net = models.build(name, outputs=3, seed=2).double()
     plain = reference.plain(net)
-    net, adam = train.prepare(net, weight_decay=0.1)
-    optimizer = torch.optim.Adam(plain.parameters(), weight_decay=0.1)
+    net, adam = train.prepare(net, config.Optim(steps=1, weight_decay=0.1))
+    optimizer = torch.optim.Adam(plain.parameters(), config.Optim(steps=1, weight_decay=0.1))
     for _ in range(3):
         images = torch.from_numpy(rng.normal(size=(6, 3, 32, 32)))
         target = torch.tensor([0, 1, 2, 0, 1, 2])

@@ -40,6 +40,7 @@ from transfusion import (
     metrics,
     models,
     reference,
+    schedule,
     similarity,
     simulation,
     store,
@@ -298,7 +299,7 @@ def _steps(
     model: str, size: int, precision: str
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     pixels, target = _batch(size)
-    net, adam = train.prepare(models.build(model, outputs=5), 0.0)
+    net, adam = train.prepare(models.build(model, outputs=5), config.Optim(steps=1))
     plain = reference.plain(models.build(model, outputs=5)).to(train.device())
     optimizer, images = torch.optim.Adam(plain.parameters()), models.normalise(pixels).contiguous()
     return (
@@ -554,7 +555,7 @@ def precision(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     kinds = [
         experiments.runs("data", **knobs | {"precision": kind}) for kind in ("float32", "bfloat16")
     ]
-    experiments.compute([run for runs in kinds for run in runs])
+    schedule.compute([run for runs in kinds for run in runs])
     results = [[experiments.result(run) for run in runs] for runs in kinds]
     auc = 100 * np.array([[float(result.test_auc) for result in way] for way in results])
     times = np.array([[result.attrs["seconds"] for result in way] for way in results])

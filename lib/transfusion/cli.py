@@ -37,16 +37,22 @@ def _parser() -> argparse.ArgumentParser:
     status = _verb(verbs, "status", _status, "what is done, started, failed or missing")
     status.add_argument("study")
 
+    plan = _verb(verbs, "plan", _plan, "what a study would compute, and for how long")
+    plan.add_argument("study")
+
     book = _verb(verbs, "book", _book, "build the book from rendered chapters")
     book.add_argument("--study", default="quick", help="the study shown on the main pages")
 
-    data = _verb(verbs, "data", _data, "check and prepare a folder of images and its table")
-    data.add_argument("name", help="eyepacs, or any name for a folder with a CSV table")
-    data.add_argument("--from", dest="folder", type=Path, required=True)
+    data = _verb(verbs, "data", _data, "check and prepare a collection of images")
+    data.add_argument("name", help="eyepacs, nih, chexpert, a MedMNIST set, or a name of your own")
+    data.add_argument("--from", dest="folder", type=Path, help="default: MedMNIST's download")
     data.add_argument("--size", type=int, required=True, help="pixels, square")
-    data.add_argument("--labels", type=Path, help="the table, if it is not labels.csv")
+    data.add_argument("--layout", help="how it lies there; default: what NAME or the place tells")
+    data.add_argument("--labels", type=Path, help="the table, if it is not the layout's own")
     data.add_argument("--target", action="append", help="label column (may be repeated)")
     data.add_argument("--patient", help="column that tells patients apart")
+    data.add_argument("--images", help="the subfolder that holds the images")
+    data.add_argument("--uncertain", help="CheXpert's uncertain labels: zeros, ones or ignore")
 
     weights = _verb(verbs, "weights", _weights, "check and keep pretrained weights")
     weights.add_argument("model", help="a model of transfusion.models, such as resnet50")
@@ -82,6 +88,16 @@ def _status(arguments: argparse.Namespace) -> None:
     print(experiments.status(arguments.study).to_string())
 
 
+def _plan(arguments: argparse.Namespace) -> None:
+    from transfusion import experiments
+
+    print(experiments.plan(arguments.study).round(2).to_string())
+    rates = (
+        f"{experiments.CORE / 1e9:.0f} GFLOP/s a core, {experiments.GPU / 1e12:.0f} TFLOP/s a GPU"
+    )
+    print(f"Reckoned at {rates} (assumed); runs that another chapter has are counted once.")
+
+
 def _book(arguments: argparse.Namespace) -> None:
     from transfusion import render
 
@@ -89,17 +105,16 @@ def _book(arguments: argparse.Namespace) -> None:
 
 
 def _data(arguments: argparse.Namespace) -> None:
-    from transfusion import data
+    from transfusion import config, data, ingest
 
-    options = {"labels": arguments.labels, "patient": arguments.patient}
-    name = data.ingest(
-        arguments.name,
-        size=arguments.size,
-        folder=arguments.folder,
-        target=arguments.target,
-        **options,
-    )
+    names = ("size", "folder", "layout", "labels", "target", "patient", "images", "uncertain")
+    name = ingest.ingest(arguments.name, **{n: getattr(arguments, n) for n in names})
     print(f"target: {name}")
+    attrs = data.attrs(config.Data(name=name, size=arguments.size))
+    for skipped in attrs["skipped"]:
+        print(f"left out: {skipped}", file=sys.stderr)
+    if attrs.get("absent"):
+        print(f"left out: {attrs['absent']} rows without an image", file=sys.stderr)
 
 
 def _weights(arguments: argparse.Namespace) -> None:

@@ -13,17 +13,40 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 # Raised by hand when the meaning of a field, or of the code that trains or compares, changes.
 SCHEMA = 1
 STRICT = ConfigDict(strict=True, extra="forbid")
-InitName = Literal["random", "transfer", "mean_var"]
 Precision = Literal["float32", "bfloat16"]
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+
+# How a network may start; `inits` says what each does. The second kind is written `name:block`.
+INITS = (
+    *("random", "transfer", "mean_var", "mean_var_bn_copied", "mean_var_bn_redrawn"),
+    *("permuted", "scale_matched", "batch_norm", "gabor"),
+)
+INITS_BY_BLOCK = ("transfusion", "suffix", "only", "frozen", "mean_var")
+SLIM = "resnet50_slim"
+# Networks that start from the weights of another, as far as these fit.
+STARTS_FROM = {SLIM: "resnet50"}
+
+
+def init_name(name: str) -> str:
+    """`name` if it is an init, `transfer` or `transfusion:block2`; else a ValueError."""
+    base, colon, block = name.partition(":")
+    one_of(base, dict.fromkeys([*INITS, *INITS_BY_BLOCK]), "init")
+    if colon and (base not in INITS_BY_BLOCK or not block):
+        raise ValueError(f"init {name!r}: possible are {', '.join(INITS_BY_BLOCK)} with a block")
+    if not colon and base not in INITS:
+        raise ValueError(f"init {name!r} needs a block, such as {base}:block2")
+    return name
+
+
+InitName = Annotated[str, AfterValidator(init_name)]
 
 
 def key(spec: Any) -> str:
@@ -62,9 +85,13 @@ class Init:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Optim:
-    """Adam with a linear warm-up and a cosine decay; the paper's own recipe was not recovered."""
+    """Adam, or SGD with Nesterov momentum 0.9; a linear warm-up, then a cosine decay.
+
+    The paper's own recipe was not recovered.
+    """
 
     steps: Count
+    name: Literal["adam", "sgd"] = "adam"
     batch: Count = 32
     lr: Positive = 0.001
     weight_decay: Annotated[float, Field(ge=0)] = 0.0001

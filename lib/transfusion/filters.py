@@ -31,6 +31,24 @@ def gabor_fit(filters: np.ndarray) -> np.ndarray:
     return (found**2).sum(2).max(1) / (grey**2).sum(1)
 
 
+def gabor_bank(count: int, size: int) -> np.ndarray:
+    """`count` grey Gabor filters (filter, y, x) of `size` pixels, of mean 0 and length 1 (E18).
+
+    Eight angles, cosine and sine, and as many wavelengths, from 3 pixels to the filter's size, as
+    fill the count; the envelope is as wide as the wave. The paper's own bank was not recovered.
+    """
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    angles = np.arange(8) * np.pi / 8
+    wavelengths = np.geomspace(3, size, max(2, -(-count // 16)))
+    grid = np.array([(w, p, a) for w in wavelengths for p in (0, np.pi / 2) for a in angles])
+    wavelength, phase, angle = grid[:count].T[:, :, None, None]
+    along = x * np.cos(angle) + y * np.sin(angle)
+    envelope = np.exp(-(x**2 + y**2) / (2 * (wavelength / 2) ** 2))
+    bank = envelope * np.cos(2 * np.pi * along / wavelength + phase)
+    bank -= bank.mean((1, 2), keepdims=True)
+    return bank / np.linalg.norm(bank, axis=(1, 2), keepdims=True)
+
+
 @cache
 def gabor_level(size: int, share: float = 0.99) -> float:
     """The fit that this share of white-noise filters of `size` pixels stays below: chance."""

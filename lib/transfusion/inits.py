@@ -1,7 +1,9 @@
 """How a network starts: the paper's initialisations in one file.
 
 Each is a function of (fresh network, source state, generator) that changes the network in place
-and returns, for every tensor of its state, whether it was `copied`, `redrawn` or `kept` as built.
+and returns, for the tensors that it touched, whether they were `copied` or `redrawn`; `apply` adds
+those `kept` as built. The source holds what `needed` names, no more. `random` keeps all: He-normal
+convolutions, batch norm at (1, 0).
 """
 
 from __future__ import annotations
@@ -16,50 +18,169 @@ import torchvision
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from transfusion import config, models, store
+from transfusion import config, filters, models, store
 
 State = dict[str, Tensor]
 Record = dict[str, str]
+Start = Callable[[nn.Module, State, torch.Generator], Record]
 
 
 def apply(name: str, net: nn.Module, *, source: State | None = None, seed: int = 0) -> Record:
-    """Initialise `net` in place by name; returns what became of each tensor.
+    """Initialise `net` in place by name, `transfer` or `transfusion:block2`.
 
-    Raises ValueError for an unknown name, a missing source, or a source that does not fit (the
-    classifier alone may differ).
+    Returns what became of each tensor. Raises ValueError for an unknown name or block, a missing
+    source, or a source that lacks what this init takes or has it in another shape.
     """
-    config.one_of(name, INITS, "init")
-    if name != "random":
-        if source is None:
-            raise ValueError(f"init {name!r} needs pretrained weights, got no source")
-        source = fit_source(net, source)
+    start, _, block = config.init_name(name).partition(":")
     generator = torch.Generator().manual_seed(seed)
     record = {tensor: "kept" for tensor in net.state_dict()}
+    if start == "random":
+        return record
+    if source is None:
+        raise ValueError(f"init {name!r} needs pretrained weights, got no source")
+    if start == "frozen":
+        models.freeze(net, models.upto(net, block))
     with torch.no_grad():
-        return record | INITS[name](net, source or {}, generator)
+        return record | INITS[start](net, fit_source(net, source, needed(name, net)), generator)
 
 
-def random(net: nn.Module, source: State, generator: torch.Generator) -> Record:
-    """He-normal convolutions, batch norm at (1, 0): the network as built."""
-    return {}
+def needed(name: str, net: nn.Module) -> set[str]:
+    """Names of the tensors that an init takes from its source."""
+    start, _, block = config.init_name(name).partition(":")
+    every = list(models.blocks(net))
+    lowest = models.upto(net, block or every[-1])
+    chosen = {
+        "random": [],
+        "gabor": every[:1],
+        "transfusion": lowest,
+        "mean_var": lowest,
+        "suffix": every[len(lowest) - 1 :],
+        "only": lowest[-1:],
+    }.get(start, every)
+    names = models.tensors(net, chosen)
+    if start == "gabor":
+        return {_weight_names(net)[0]}
+    return names & set(_weight_names(net)) if start in WEIGHTS_ALONE else names
+
+
+# --- what starts from every pretrained tensor ------------------------------------------------
 
 
 def transfer(net: nn.Module, source: State, generator: torch.Generator) -> Record:
-    """Every pretrained tensor, batch-norm statistics included; a new classifier (section 3)."""
-    for name, tensor in net.state_dict().items():
-        if name in source:
-            tensor.copy_(source[name])
-    return dict.fromkeys(source, "copied")
+    """Every pretrained tensor, batch-norm statistics included; a new classifier (section 3).
+
+    `frozen:block` is the same, but the blocks up to that one are not trained; of the last block
+    this is fixed feature extraction, only the classifier learns (E7).
+    """
+    return _copy(net, source)
+
+
+# --- what keeps moments alone ----------------------------------------------------------------
 
 
 def mean_var(net: nn.Module, source: State, generator: torch.Generator) -> Record:
     """Mean Var (section 5): i.i.d. normal weights with each pretrained tensor's mean and deviation.
 
-    Scale is kept, features are destroyed. Convolution and linear weights and biases are redrawn;
-    batch norm starts at (1, 0), the reading of Matsoukas et al. 2022, since the paper's own
-    handling was not recovered.
+    Scale is kept, features are destroyed. Convolution and linear weights and biases are redrawn, of
+    all blocks or of those up to one (`mean_var:conv1`); batch norm starts at (1, 0), the reading of
+    Matsoukas et al. 2022, since the paper's own handling was not recovered.
     """
+    return _redraw(net, source, generator, [n for n in _weight_names(net) if n in source])
+
+
+def mean_var_bn_copied(net: nn.Module, source: State, generator: torch.Generator) -> Record:
+    """Mean Var with the pretrained batch norm: scale, shift and statistics (control, E14)."""
+    return mean_var(net, source, generator) | batch_norm(net, source, generator)
+
+
+def mean_var_bn_redrawn(net: nn.Module, source: State, generator: torch.Generator) -> Record:
+    """Mean Var that redraws batch norm's scale and shift too (control, E14).
+
+    Statistics stay those of no data: a redrawn variance could be negative.
+    """
+    affine = [n for n in source if n in dict(net.named_parameters())]
+    return _redraw(net, source, generator, affine)
+
+
+def permuted(net: nn.Module, source: State, generator: torch.Generator) -> Record:
+    """Each tensor of pretrained weights in random order: all its moments, no feature (E14)."""
+    state = net.state_dict()
     names = [name for name in _weight_names(net) if name in source]
+    for name in names:
+        order = torch.randperm(source[name].numel(), generator=generator)
+        state[name].copy_(source[name].flatten()[order].view_as(source[name]))
+    return dict.fromkeys(names, "redrawn")
+
+
+def scale_matched(net: nn.Module, source: State, generator: torch.Generator) -> Record:
+    """The random weights as built, each tensor scaled to the pretrained deviation (E14).
+
+    Beside Mean Var it tells the part of the scale from that of the mean.
+    """
+    state = net.state_dict()
+    names = [name for name in _weight_names(net) if name in source]
+    for name in names:
+        state[name].mul_(source[name].std(correction=0) / state[name].std(correction=0))
+    return dict.fromkeys(names, "redrawn")
+
+
+def batch_norm(net: nn.Module, source: State, generator: torch.Generator) -> Record:
+    """Random weights under the pretrained batch norm (control, E14)."""
+    weights = set(_weight_names(net))
+    return _copy(net, {name: t for name, t in source.items() if name not in weights})
+
+
+# --- what takes some of the blocks -----------------------------------------------------------
+
+
+def transfusion(net: nn.Module, source: State, generator: torch.Generator) -> Record:
+    """Weight transfusion (section 5.1): pretrained blocks up to one, the rest random; all train.
+
+    Batch norm goes with its block, statistics included. Also `suffix:block`, from one block on, and
+    `only:block`, that one alone (E16): they differ in what `needed` asks of the source.
+    """
+    return _copy(net, source)
+
+
+def gabor(net: nn.Module, source: State, generator: torch.Generator) -> Record:
+    """First convolution of synthetic Gabors (section 5.2), the rest random.
+
+    The bank of `filters.gabor_bank`, grey, at the mean and deviation of the pretrained filters.
+    """
+    name = _weight_names(net)[0]
+    weight, given = net.state_dict()[name], source[name]
+    bank = torch.from_numpy(filters.gabor_bank(len(weight), weight.shape[-1]))[:, None]
+    bank = bank.expand(weight.shape).float()
+    bank = (bank - bank.mean()) / bank.std(correction=0)
+    weight.copy_(given.mean() + given.std(correction=0) * bank)
+    return {name: "redrawn"}
+
+
+INITS: dict[str, Start] = {
+    "transfer": transfer,
+    "mean_var": mean_var,
+    "mean_var_bn_copied": mean_var_bn_copied,
+    "mean_var_bn_redrawn": mean_var_bn_redrawn,
+    "permuted": permuted,
+    "scale_matched": scale_matched,
+    "batch_norm": batch_norm,
+    "gabor": gabor,
+    "transfusion": transfusion,
+    "suffix": transfusion,
+    "only": transfusion,
+    "frozen": transfer,
+}
+WEIGHTS_ALONE = ("mean_var", "permuted", "scale_matched")
+
+
+def _copy(net: nn.Module, source: State) -> Record:
+    state = net.state_dict()
+    for name in source:
+        state[name].copy_(source[name])
+    return dict.fromkeys(source, "copied")
+
+
+def _redraw(net: nn.Module, source: State, generator: torch.Generator, names: list[str]) -> Record:
     state = net.state_dict()
     for name in names:
         mean, deviation = source[name].double().mean(), source[name].double().std(correction=0)
@@ -68,10 +189,8 @@ def mean_var(net: nn.Module, source: State, generator: torch.Generator) -> Recor
     return dict.fromkeys(names, "redrawn")
 
 
-INITS = {"random": random, "transfer": transfer, "mean_var": mean_var}
-
-
 def _weight_names(net: nn.Module) -> list[str]:
+    """Weights and biases of convolutions and linear layers, in order."""
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
     return [
         f"{module_name}.{name}"
@@ -81,17 +200,23 @@ def _weight_names(net: nn.Module) -> list[str]:
     ]
 
 
-def fit_source(net: nn.Module, source: State) -> State:
-    """The source's tensors without its classifier; raises ValueError listing what does not fit."""
+def fit_source(net: nn.Module, source: State, wanted: set[str] | None = None) -> State:
+    """The wanted tensors of a source; None: all but the classifier, and it may have no others.
+
+    Raises ValueError listing what is missing or has another shape.
+    """
     state = net.state_dict()
-    body = {n for n in state if not models.in_head(net, n) and not n.endswith("batches_tracked")}
-    given = {n for n in source if not models.in_head(net, n)} & set(state)
-    surplus = [n for n in source if n not in state and not models.in_head(net, n)]
-    problems = [f"missing: {name}" for name in sorted(body - given)]
+    surplus: list[str] = []
+    if wanted is None:
+        wanted = {n for n in state if not models.in_head(net, n)}
+        surplus = [n for n in source if n not in state and not models.in_head(net, n)]
+    absent = {n for n in wanted - source.keys() if not n.endswith("batches_tracked")}
+    given = sorted(wanted & source.keys())
+    problems = [f"missing: {name}" for name in sorted(absent)]
     problems += [f"not in the network: {name}" for name in surplus]
     problems += [
         f"{name}: expected {tuple(state[name].shape)}, got {tuple(source[name].shape)}"
-        for name in sorted(given)
+        for name in given
         if state[name].shape != source[name].shape
     ]
     if problems:
@@ -99,7 +224,7 @@ def fit_source(net: nn.Module, source: State) -> State:
         listed = "\n  ".join(problems[:10])
         raise ValueError(
             f"weights do not fit the network in {len(problems)} tensors "
-            f"(only the classifier {net.head_name!r} may differ):\n  {listed}{more}"
+            f"(the classifier {net.head_name!r} may differ):\n  {listed}{more}"
         )
     return {name: source[name] for name in given}
 

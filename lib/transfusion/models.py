@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from transfusion import config
 
@@ -38,8 +41,8 @@ RESNET_BLOCKS = {
 
 
 def names() -> list[str]:
-    """What `build` knows: the CBR family and torchvision's classification models."""
-    return [*CBRS, *torchvision.models.list_models(module=torchvision.models)]
+    """What `build` knows: the CBR family, the slim ResNet-50, torchvision's classifiers."""
+    return [*CBRS, config.SLIM, *torchvision.models.list_models(module=torchvision.models)]
 
 
 def build(name: str, *, outputs: int, channels: int = 3, seed: int = 0) -> nn.Module:
@@ -53,7 +56,10 @@ def build(name: str, *, outputs: int, channels: int = 3, seed: int = 0) -> nn.Mo
     config.one_of(name, names(), "model")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = _cbr(CBRS[name], outputs, channels) if name in CBRS else _torchvision(name, outputs)
+        if name in CBRS:
+            net = _cbr(CBRS[name], outputs, channels)
+        else:
+            net = _slim(outputs) if name == config.SLIM else _torchvision(name, outputs)
     if channels != 3 and name not in CBRS:
         raise ValueError(f"{name} takes 3 channels, got channels={channels}")
     for module in net.modules():
@@ -121,11 +127,32 @@ def _block(channels: int, width: int, kernel: int, pool: bool) -> nn.Sequential:
     return nn.Sequential(*parts, *([nn.MaxPool2d(3, stride=2, padding=1)] if pool else []))
 
 
+class _Slim(ResNet):
+    """ResNet-50 whose last two blocks have half the channels (paper, section 5.2).
+
+    How much slimmer the paper's was is not confirmed; half gives 7.1 million parameters.
+    """
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__(Bottleneck, [3, 4, 6, 3], num_classes=outputs)
+        self.inplanes = 512  # as after layer2
+        self.layer3 = self._make_layer(Bottleneck, 128, 6, stride=2)
+        self.layer4 = self._make_layer(Bottleneck, 256, 3, stride=2)
+        self.fc = nn.Linear(1024, outputs)
+        for module in (*self.layer3.modules(), *self.layer4.modules()):
+            if isinstance(module, nn.Conv2d):  # as ResNet's own
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def _slim(outputs: int) -> nn.Module:
+    return _named(_Slim(outputs), RESNET_BLOCKS, "fc")
+
+
 def _torchvision(name: str, outputs: int) -> nn.Module:
     extra = {"aux_logits": False, "init_weights": True} if name == "inception_v3" else {}
     net = torchvision.models.get_model(name, weights=None, num_classes=outputs, **extra)
     head = [n for n, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
-    if isinstance(net, torchvision.models.ResNet):
+    if isinstance(net, ResNet):
         return _named(net, RESNET_BLOCKS, head)
     children = [n for n, child in net.named_children() if any(True for _ in child.parameters())]
     return _named(net, {n: (n,) for n in children if not head.startswith(n)}, head)
@@ -139,6 +166,40 @@ def _named(net: nn.Module, blocks: dict[str, tuple[str, ...]], head: str) -> nn.
 def blocks(net: nn.Module) -> dict[str, tuple[str, ...]]:
     """The ordered blocks of a network of `build`."""
     return net.__dict__["blocks"]
+
+
+def upto(net: nn.Module, block: str) -> list[str]:
+    """The blocks up to and including one of them, in order; raises ValueError for an unknown one.
+
+    `conv1` names the first block of every network: that of a CBR network is its first convolution.
+    """
+    names = list(blocks(net))
+    name = names[0] if block == "conv1" else config.one_of(block, names, "block")
+    return names[: names.index(name) + 1]
+
+
+def tensors(net: nn.Module, chosen: Iterable[str]) -> set[str]:
+    """Names of the state's tensors in these blocks, batch-norm statistics included."""
+    modules = {module for block in chosen for module in blocks(net)[block]}
+    return {name for name in net.state_dict() if name.split(".")[0] in modules}
+
+
+class FrozenBatchNorm(nn.BatchNorm2d):
+    """Batch norm that keeps to its statistics while the rest of a network trains."""
+
+    def train(self, mode: bool = True) -> FrozenBatchNorm:
+        return super().train(False)
+
+
+def freeze(net: nn.Module, chosen: Iterable[str]) -> None:
+    """Keep these blocks as they are in training, batch-norm statistics included."""
+    names = tensors(net, chosen)
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name not in names)
+    for name, module in net.named_modules():
+        if type(module) is nn.BatchNorm2d and f"{name}.running_mean" in names:
+            module.__class__ = FrozenBatchNorm
+            module.train()
 
 
 def in_head(net: nn.Module, tensor: str) -> bool:
@@ -170,6 +231,23 @@ def flops(name: str, size: int) -> int:
         with FlopCounterMode(display=False) as counter:
             net(torch.empty(1, 3, size, size))
     return counter.get_total_flops()
+
+
+def memory(name: str, size: int) -> int:
+    """Bytes that the backward pass of one image needs kept from the forward pass, in float32."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.dim() > 1 and tensor.shape[0] == 2:  # of images, not of weights
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.device("meta"):
+        net = build(name, outputs=5)
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = net(torch.empty(2, 3, size, size))
+    del output
+    return sum(tensor.nbytes for tensor in kept.values()) // 2
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import papermill
 import yaml
 from tqdm import tqdm
 
-from transfusion import config, experiments, store
+from transfusion import config, experiments, schedule, store
 
 BOOK = store.HOME / "book"
 # The variable TRANSFUSION_BUILD moves what is built out of the checkout.
@@ -47,7 +47,7 @@ def study(name: str, only: list[str] | None = None, *, jobs: int | None = None) 
     stale = [c for c in chapters if not _fresh(name, c, parameters[c])]
     needed = {c: experiments.runs(c, **parameters[c]) for c in stale}
     wanted = [c for c in stale if not experiments.is_collected(name, c, needed[c])]
-    experiments.compute([spec for c in wanted for spec in needed[c]], jobs=jobs)
+    schedule.compute([spec for c in wanted for spec in needed[c]], jobs=jobs)
     with ThreadPoolExecutor(2) as pool:  # each notebook is a process of its own
         tasks = [pool.submit(_chapter, name, c, parameters[c]) for c in stale]
         for task in tqdm(tasks, f"{name}: chapters", unit="page", disable=None):

@@ -108,18 +108,18 @@ def check(run: config.Run) -> None:
         net = models.build(run.model, outputs=_outputs(run.data))
     if run.init.name != "random" and run.init.source is None:
         raise ValueError(f"init {run.init.name!r} needs a source")
+    wanted = inits.needed(run.init.name, net)  # raises for an unknown block
     if isinstance(run.init.source, str):
-        inits.fit_source(net, inits.named_weights(run.init.source))
+        inits.fit_source(net, inits.named_weights(run.init.source), wanted)
     elif run.init.source is not None:
-        if run.init.source.model != run.model:
-            raise ValueError(f"source is a {run.init.source.model}, the run a {run.model}")
+        expected = config.STARTS_FROM.get(run.model, run.model)
+        if run.init.source.model != expected:
+            raise ValueError(f"source is a {run.init.source.model}, expected {expected}")
         check(run.init.source)
 
 
 def _outputs(spec: config.Data) -> int:
-    if spec.name in data.SYNTHETIC:
-        return data.SYNTHETIC[spec.name][1]["outputs"]
-    return int(data.load(spec).attrs["outputs"])
+    return int(data.attrs(spec)["outputs"])
 
 
 # --- the loop --------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def _outputs(spec: config.Data) -> int:
 
 def _fit(run: config.Run, checkpoint_seconds: float) -> xr.Dataset:
     images = data.load(run.data)
-    net, adam = prepare(network(run, trained=False), run.optim.weight_decay)
+    net, adam = prepare(network(run, trained=False), run.optim)
     progress = _resume(run, net, adam)
     try:
         _train(run, images, net, adam, progress, checkpoint_seconds)
@@ -139,11 +139,14 @@ def _fit(run: config.Run, checkpoint_seconds: float) -> xr.Dataset:
     return _keep(run, progress, _test(net, images, run.optim.precision), "done")
 
 
-def prepare(net: nn.Module, weight_decay: float) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A network where and how it trains fastest, and its optimizer."""
+def prepare(net: nn.Module, optim: config.Optim) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A network where and how it trains fastest, and its optimizer, which leaves out what is frozen."""
     net = net.to(device()).to(memory_format=torch.channels_last)
-    flat = [_flat(parameter) for parameter in net.parameters()]
-    return net, torch.optim.Adam(flat, weight_decay=weight_decay, fused=True)
+    flat = [_flat(parameter) for parameter in net.parameters() if parameter.requires_grad]
+    if optim.name == "adam":
+        return net, torch.optim.Adam(flat, weight_decay=optim.weight_decay, fused=True)
+    nesterov = {"momentum": 0.9, "nesterov": True, "weight_decay": optim.weight_decay}
+    return net, torch.optim.SGD(flat, lr=optim.lr, fused=True, **nesterov)
 
 
 def _flat(parameter: nn.Parameter) -> nn.Parameter:
@@ -326,6 +329,9 @@ def _test(net: nn.Module, images: xr.Dataset, precision: str) -> xr.Dataset:
         "test_target": test["target"],
         "test_patient": test["patient"],
     }
+    if images.attrs["task"] == "classes":
+        for top in (1, 5):
+            result[f"test_top{top}"] = metrics.accuracy(test["target"].values, probabilities, top)
     if "positive_from" in images.attrs:
         positive_from = images.attrs["positive_from"]
         result["test_ap"] = metrics.average_precision(

@@ -1,0 +1,652 @@
+"""From what people download to one prepared store: read, checked, decoded once, pinned by content.
+
+A layout is a function that reads one kind of folder or file into a Collection. What follows is the
+same for all: patients in one split only, a digest of the content, RGB, resized, written. To add a
+layout, write such a function and enter it in LAYOUTS; its keywords are the options it takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from transfusion import config, data, store
+
+FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion")
+CHEXPERT = (*FINDINGS[:4], "Pleural Effusion")  # the same five
+NIH = (*FINDINGS, "Emphysema", "Fibrosis", "Hernia", "Infiltration", "Mass", "Nodule",
+       "Pleural_Thickening", "Pneumonia", "Pneumothorax")  # fmt: skip
+UNCERTAIN = {"zeros": 0, "ones": 1, "ignore": -1}
+RATED = {"retinamnist": {"outputs": 5, "positive_from": 2}}  # grades among the MedMNIST sets
+PHOTOGRAPHS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+STRETCH = 64  # images a thread takes at a time
+
+TOO_DEEP = "more than 8 bits a channel"
+
+SPELT = {"val": "valid", "validation": "valid"}
+# Where each split ends, as a share of the patients in random order.
+ENDS = {"train": 0.7, "valid": 0.8, "test": 1.0}
+PATIENTLESS = {"patients": "not given: every image counts as one"}
+
+
+@dataclass
+class Collection:
+    """What a layout has found, one entry an image; nothing is decoded yet."""
+
+    table: pd.DataFrame  # image (a name), one column a target, patient, split: in this order
+    images: Sequence[Path | np.ndarray]  # a file, its bytes (1-D), or pixels (y, x[, channel])
+    attrs: dict[str, Any]  # task, outputs and what else the Dataset says of itself
+    policy: str = ""  # a choice that the digest must cover, because targets alone may not show it
+
+
+def ingest(
+    name: str,
+    *,
+    size: int,
+    folder: str | Path | None = None,
+    layout: str | None = None,
+    labels: str | Path | None = None,
+    target: Sequence[str] | None = None,
+    patient: str | None = None,
+    images: str | None = None,
+    uncertain: str | None = None,
+    tolerance: float = 0.01,
+    seed: int = 0,
+) -> str:
+    """Check, decode and resize a collection once; returns its full name `name@digest`.
+
+    `folder` is where it lies: a folder, or the npz file of a MedMNIST set, which alone may be None
+    (downloaded). `layout` is one of LAYOUTS, by default the one that the name or the place stands
+    for. `labels` is another table, `target` its label columns, `patient` its patient column,
+    `images` the subfolder of the images, `uncertain` one of UNCERTAIN (CheXpert). `size` in pixels.
+    Raises ValueError or FileNotFoundError naming what is wrong: the folder, the table, a missing
+    column, a label out of range, an option that the layout lacks, patients in two splits, or more
+    than the share `tolerance` of images that are missing, truncated or no images (fewer are left
+    out and listed in the attrs).
+    """
+    _check_request(name, size)
+    place = Path(folder) if folder else _download(name, size)
+    usual = _usual_layout(name, place, labels)
+    options = dict(labels=labels, target=target, patient=patient, images=images)
+    found = _read(layout or usual, place, name, seed, options | {"uncertain": uncertain})
+    _check(found, place)
+    problems = _missing(found, tolerance)
+    # A layout that is not the usual one may read other tasks from the same bytes.
+    marks = found.policy + (layout if layout and layout != usual else "")
+    full = f"{name}@{_digest(found, marks, problems)}"
+    path = data.prepared_path(full, size)
+    if not path.exists():
+        store.write_zarr(_decoded(found, full, size, tolerance, problems), path)
+    return full
+
+
+def _check_request(name: str, size: int) -> None:
+    config.Data(name=name, size=size)  # raises where training could not ask for it
+    if name in data.SYNTHETIC:
+        raise ValueError(f"{name!r} names drawn images; give yours another name")
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"name {name!r}: expected letters, digits, '_', '.' and '-'")
+
+
+def _usual_layout(name: str, place: Path, labels: str | Path | None) -> str:
+    """The layout that a name stands for, or else what lies there."""
+    if name in LAYOUTS:
+        return name
+    if name.endswith("mnist") or place.suffix == ".npz":
+        return "medmnist"
+    if (place / "train.npz").is_file():
+        return "jpegs"
+    tables = labels or any(place.glob("*.csv"))
+    folders = place.is_dir() and any(path.is_dir() for path in place.iterdir())
+    return "imagefolder" if folders and not tables else "folder"
+
+
+def _read(layout: str, place: Path, name: str, seed: int, options: dict) -> Collection:
+    """What the layout finds; an option that it does not take is an error."""
+    reader = LAYOUTS[config.one_of(layout, LAYOUTS, "layout")]
+    takes = signature(reader).parameters
+    given = {option: value for option, value in options.items() if value is not None}
+    foreign = [option for option in given if option not in takes]
+    if foreign:
+        possible = ", ".join(option for option in options if option in takes) or "none"
+        raise ValueError(f"layout {layout!r} takes no {', '.join(foreign)}; it takes: {possible}")
+    always = {"name": name, "seed": seed}
+    return reader(place, **{k: v for k, v in (always | given).items() if k in takes})
+
+
+def _check(found: Collection, place: Path) -> None:
+    splits = found.table["split"]
+    unknown, empty = set(splits) - set(data.SPLITS), set(data.SPLITS) - set(splits)
+    if unknown:
+        raise ValueError(f"{place}: splits {sorted(unknown)}; possible: {', '.join(data.SPLITS)}")
+    if empty:
+        raise ValueError(f"{place}: no image of split {', '.join(sorted(empty))}")
+    data.check_patients(found.table.iloc[:, -2], splits)
+
+
+# --- layouts: a table and files --------------------------------------------------------------
+
+
+def _folder(
+    place: Path,
+    *,
+    seed: int,
+    labels: str | Path | None = None,
+    target: Sequence[str] = ("label",),
+    patient: str | None = None,
+    images: str = "",
+    tables: Sequence[str] = ("labels.csv",),
+    suffix: str = "",
+    grades: int | None = None,
+    positive_from: int = 1,
+) -> Collection:
+    """Files and a CSV table: `image`, labels from 0, and, if it has them, `patient` and `split`.
+
+    One label column holds grades (`grades` of them, or as many as occur), several hold findings.
+    """
+    path, table = _table(place, labels, tables)
+    several = len(target) > 1
+    _need(table, ["image", *target, *([patient] if patient else [])], path)
+    for column in target:
+        table[column] = _integers(table[column], path, below=2 if several else grades or 128)
+    if "patient" not in table and not patient:  # EyePACS names its files patient_eye
+        table["patient"] = table["image"].str.split("_").str[0]
+    patient = patient or "patient"
+    table["split"] = _splits(table, patient, seed)
+    files = [place / images / (v if Path(v).suffix else v + suffix) for v in table["image"]]
+    outputs = grades or int(table[target[0]].max()) + 1
+    rated = {"task": "grades", "outputs": outputs, "positive_from": positive_from}
+    columns = ["image", *target, patient, "split"]
+    return Collection(table[columns], files, _findings(target) if several else rated)
+
+
+def _eyepacs(
+    place: Path,
+    *,
+    seed: int,
+    labels: str | Path | None = None,
+    target: Sequence[str] = ("level",),
+    patient: str | None = None,
+    images: str = "images",
+) -> Collection:
+    """EyePACS as Kaggle gives it (trainLabels.csv, `10_left`), or with patient and split columns.
+
+    The AUC is that of moderate diabetic retinopathy and worse, as in the paper's Table 1.
+    """
+    given: dict = dict(labels=labels, target=target, patient=patient, images=images)
+    kaggle: dict = dict(tables=("labels.csv", "trainLabels.csv"), suffix=".jpeg")
+    return _folder(place, seed=seed, **given, **kaggle, grades=5, positive_from=2)
+
+
+def _nih(
+    place: Path,
+    *,
+    seed: int,
+    labels: str | Path | None = None,
+    target: Sequence[str] = FINDINGS,
+    images: str = "",
+) -> Collection:
+    """NIH ChestX-ray14: its own table (`Finding Labels` joined by `|`), or a 0/1 column a finding.
+
+    Images may lie in any folders, as the twelve archives unpack. Any number of the archives will
+    do: rows without an image are left out, and counted in the attrs. The test set is that of
+    `test_list.txt` if it is there, and an eighth of the other patients validate.
+    """
+    official = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv", "labels.csv")
+    path, table = _table(place, labels, official)
+    table = table.rename(columns={"Image Index": "image", "Patient ID": "patient"})
+    if "Finding Labels" in table:
+        table = table.assign(**_one_hot(table["Finding Labels"], target, path))
+    _need(table, ["image", "patient", *target], path)
+    for column in target:
+        table[column] = _integers(table[column], path, below=2)
+    table["split"] = _nih_splits(table, place / "test_list.txt", seed)
+    files = table["image"].map(lambda name: Path(name).stem).map(_photographs(place / images))
+    there = files.notna()
+    if not there.any():
+        raise FileNotFoundError(f"no image of {path} lies under {place / images}")
+    attrs = _findings(target) | {"absent": int((~there).sum())}
+    columns = ["image", *target, "patient", "split"]
+    return Collection(table.loc[there, columns], list(files[there]), attrs)
+
+
+def _one_hot(column: pd.Series, target: Sequence[str], path: Path) -> dict[str, pd.Series]:
+    for name in target:
+        config.one_of(name, NIH, "finding")
+    found = column.str.get_dummies("|")
+    unknown = sorted(set(found) - {*NIH, "No Finding"})
+    if unknown:
+        raise ValueError(f"{path}: findings {unknown}; possible: {', '.join(NIH)}, No Finding")
+    return dict(found.reindex(columns=list(target), fill_value=0))
+
+
+def _nih_splits(table: pd.DataFrame, test_list: Path, seed: int) -> np.ndarray:
+    if test_list.is_file():
+        test = table["image"].isin(test_list.read_text().split())
+        rest = _divided(table["patient"][~test], seed, {"train": 0.875, "valid": 1.0})
+        splits = np.full(len(table), "test", object)
+        splits[~test] = rest
+        return splits
+    return _splits(table, "patient", seed)
+
+
+def _photographs(folder: Path) -> dict[str, Path]:
+    """Images anywhere below a folder, by name without suffix; one name twice is an error."""
+    found: dict[str, Path] = {}
+    for path in _below(folder):
+        if path.stem in found:
+            folders = [str(p.parent.relative_to(folder)) for p in (found[path.stem], path)]
+            raise ValueError(f"{path.stem} lies in {' and '.join(folders)}: say which (images=)")
+        found[path.stem] = path
+    return found
+
+
+def _chexpert(
+    place: Path,
+    *,
+    seed: int,
+    labels: str | Path | None = None,
+    target: Sequence[str] = CHEXPERT,
+    uncertain: str = "zeros",
+) -> Collection:
+    """CheXpert: frontal views of train.csv (or `labels`) and, if it is there, valid.csv.
+
+    A blank label means not mentioned, and counts as absent. An uncertain one (-1) becomes 0, 1, or
+    stays -1, which the loss leaves out (`ignore`). train.csv's patients are divided 70, 10 and
+    20 %, unless it has a column `split`; valid.csv's 200 join the test set, for which they are too
+    few alone.
+    """
+    choice = UNCERTAIN[config.one_of(uncertain, UNCERTAIN, "policy for uncertain labels")]
+    train = _chexpert_table(place, labels, "train.csv", target)
+    parts = [train.assign(split=_splits(train, "patient", seed))]
+    if (place / "valid.csv").is_file():
+        parts.append(_chexpert_table(place, None, "valid.csv", target).assign(split="test"))
+    table = pd.concat(parts, ignore_index=True)[["image", *target, "patient", "split"]]
+    table[list(target)] = table[list(target)].replace(-1, choice)
+    files = [place / image for image in table["image"]]
+    attrs = _findings(target) | {"uncertain": uncertain}
+    return Collection(table, files, attrs, policy=f"uncertain={uncertain}\n")
+
+
+def _chexpert_table(
+    place: Path, labels: str | Path | None, usual: str, target: Sequence[str]
+) -> pd.DataFrame:
+    """Frontal rows of a table: labels -1, 0 or 1, files without the release's name in front."""
+    path, table = _table(place, labels, [usual])
+    _need(table, ["Path", "Frontal/Lateral", *target], path)
+    for column in target:
+        table[column] = _integers(table[column].replace("", "0"), path, low=-1, below=2)
+    table["image"] = table["Path"].str.replace(r"^.*?(?=(?:train|valid)/)", "", regex=True)
+    table["patient"] = table["Path"].str.extract(r"(patient\d+)", expand=False)
+    if table["patient"].isna().any():
+        nameless = table.loc[table["patient"].isna(), "Path"].iloc[0]
+        raise ValueError(f"{path}: expected .../patient00001/... in column 'Path', got {nameless}")
+    return table[table["Frontal/Lateral"] == "Frontal"].copy()
+
+
+def _table(
+    place: Path, labels: str | Path | None, usual: Sequence[str]
+) -> tuple[Path, pd.DataFrame]:
+    """The table `labels`, or the first of the usual ones that is there; all values as text."""
+    if not place.is_dir():
+        raise FileNotFoundError(f"no folder {place}")
+    candidates = [Path(labels), place / labels] if labels else [place / name for name in usual]
+    for path in candidates:
+        if path.is_file():
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+            if table.empty:
+                raise ValueError(f"{path} has no rows")
+            return path, table
+    raise FileNotFoundError(f"no table of labels: looked for {', '.join(map(str, candidates))}")
+
+
+def _need(table: pd.DataFrame, columns: Sequence[str], path: Path) -> None:
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise ValueError(f"{path} has no column {missing}; it has {list(table.columns)}")
+
+
+def _integers(column: pd.Series, path: Path, *, low: int = 0, below: int) -> pd.Series:
+    values = pd.to_numeric(column, errors="coerce")
+    bad = values.isna() | (values != values.round()) | (values < low) | (values >= below)
+    if bad.any():
+        rows = "; ".join(f"row {i + 2}: {column[i]!r}" for i in np.flatnonzero(bad)[:5])
+        raise ValueError(
+            f"{path}: {bad.sum()} labels of column {column.name!r} out of range "
+            f"(integers {low} to {below - 1}): {rows}"
+        )
+    return values.astype(int)
+
+
+def _splits(table: pd.DataFrame, patient: str, seed: int) -> np.ndarray:
+    """The table's own, or 70, 10 and 20 % of its patients."""
+    if "split" in table:
+        return table["split"].replace(SPELT).to_numpy()
+    return _divided(table[patient], seed, ENDS)
+
+
+def _divided(patients: pd.Series, seed: int, ends: dict[str, float]) -> np.ndarray:
+    """A split for each row: patients in seeded order, cut where `ends` says."""
+    names = np.random.default_rng(seed).permutation(patients.unique())
+    edges = [int(end * len(names)) for end in ends.values()]
+    where = dict(zip(names, np.repeat(list(ends), np.diff([0, *edges])), strict=True))
+    return patients.map(where).to_numpy()
+
+
+def _findings(names: Sequence[str]) -> dict[str, Any]:
+    return {"task": "findings", "outputs": len(names), "names": list(names)}
+
+
+# --- layouts: classes, every image its own patient -------------------------------------------
+
+
+def _imagefolder(place: Path, *, seed: int) -> Collection:
+    """A folder a class, in `train` and, if they are there, `val` and `test`; or directly.
+
+    Whatever split has no folder is a tenth of the training images, drawn by `seed`.
+    """
+    if not place.is_dir():
+        raise FileNotFoundError(f"no folder {place}")
+    splits = {SPELT.get(p.name, p.name): p for p in place.iterdir() if p.is_dir()}
+    splits = {s: splits[s] for s in data.SPLITS if s in splits} if "train" in splits else {
+        "train": place}  # fmt: skip
+    names = _classes(splits["train"])
+    rows = [(f, names.index(c), s) for s, p in splits.items() for c, f in _members(p, names)]
+    files, label, split = map(list, zip(*rows, strict=True))
+    found = [file.relative_to(place).as_posix() for file in files]
+    table = _own_patients(found, {"class": label}, split)
+    drawn = table["split"] == "train"
+    ends = _tenths([split for split in data.SPLITS if split not in splits])
+    table.loc[drawn, "split"] = _divided(table["patient"][drawn], seed, ends)
+    return Collection(table, files, _class_attrs(names))
+
+
+def _tenths(missing: Sequence[str]) -> dict[str, float]:
+    """Where the splits end, if each that is missing is a tenth."""
+    return {s: 1 - 0.1 * (len(missing) - i) for i, s in enumerate(["train", *missing])}
+
+
+def _classes(folder: Path) -> list[str]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    if len(names) < 2:
+        raise ValueError(f"{folder}: expected a folder a class, at least two, got {names}")
+    return names
+
+
+def _members(folder: Path, names: Sequence[str]) -> Iterable[tuple[str, Path]]:
+    """Class and path of every image below a folder of classes."""
+    for name in _classes(folder):
+        files = _below(folder / config.one_of(name, names, f"class in {folder}:"))
+        if not files:
+            raise ValueError(f"no image in {folder / name}; possible: {', '.join(PHOTOGRAPHS)}")
+        yield from ((name, file) for file in files)
+
+
+def _below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTOGRAPHS)
+
+
+def _jpegs(place: Path, *, seed: int) -> Collection:
+    """JPEG files end to end in train.npz and val.npz: `jpeg`, `offset`, `label`, `wnid`.
+
+    File i is `jpeg[offset[i]:offset[i + 1]]`, `label[i]` counts in the class names `wnid`. The
+    validation file gives, by `seed`, half of its images to validation and half to the test.
+    """
+    images, parts, names = list[Path | np.ndarray](), [], None
+    for part in ("train", "val"):
+        held = _npz(place / f"{part}.npz", ("jpeg", "offset", "label", "wnid"))
+        names = held["wnid"].tolist() if names is None else names
+        _check_jpegs(place / f"{part}.npz", held, names)
+        images += np.split(held["jpeg"], held["offset"][1:-1])
+        found = [f"{part}/{names[label]}/{i}" for i, label in enumerate(held["label"])]
+        parts.append(_own_patients(found, {"class": held["label"]}, part))
+    valid = parts[1]
+    valid["split"] = _divided(valid["patient"], seed, {"valid": 0.5, "test": 1.0})
+    return Collection(pd.concat(parts, ignore_index=True), images, _class_attrs(names or []))
+
+
+def _check_jpegs(path: Path, held: dict[str, np.ndarray], names: list[str]) -> None:
+    jpeg, offset, label = held["jpeg"], held["offset"], held["label"]
+    if held["wnid"].tolist() != names:
+        raise ValueError(f"{path}: its class names `wnid` are not those of train.npz")
+    if jpeg.dtype != np.uint8 or jpeg.ndim != 1:
+        raise ValueError(f"{path}: jpeg: expected bytes in a row, got {jpeg.dtype} {jpeg.shape}")
+    whole = len(offset) == len(label) + 1 and (np.diff(offset) > 0).all()
+    if not whole or offset[0] != 0 or offset[-1] != len(jpeg):
+        raise ValueError(
+            f"{path}: offset: expected {len(label) + 1} rising numbers from 0 to {len(jpeg)}, "
+            f"got {len(offset)}: {offset[0]} to {offset[-1]}"
+        )
+    _check_classes(path, "label", label, len(names))
+
+
+def _medmnist(place: Path, *, name: str) -> Collection:
+    """The npz file of a MedMNIST set: `train_images`, `train_labels`, and so for val and test.
+
+    Images (image, y, x) or (image, y, x, 3) uint8. Several columns of labels are findings; one is
+    grades where they have an order (RATED) or are but two, else classes. The sets do not name
+    patients: each image counts as its own, and the splits are those of the file.
+    """
+    images, labels, parts = list[Path | np.ndarray](), [], []
+    for part, split in zip(("train", "val", "test"), data.SPLITS, strict=True):
+        held = _npz(place, (f"{part}_images", f"{part}_labels"))
+        pixels, target = held[f"{part}_images"], held[f"{part}_labels"]
+        _check_pixels(place, part, pixels, target)
+        images += list(pixels)
+        labels.append(target)
+        parts += [(f"{part}/{i}", split) for i in range(len(target))]
+    target = np.concatenate(labels)
+    attrs = _medmnist_task(place, name, target)
+    columns = attrs.get("names") or ["label"]
+    found, splits = zip(*parts, strict=True)
+    table = _own_patients(found, dict(zip(columns, target.T, strict=True)), splits)
+    return Collection(table, images, attrs)
+
+
+def _check_pixels(place: Path, part: str, pixels: np.ndarray, target: np.ndarray) -> None:
+    colours = pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[3] == 3)
+    if not colours or pixels.dtype != np.uint8:
+        raise ValueError(
+            f"{place}: {part}_images: expected uint8 (image, y, x) or (image, y, x, 3), "
+            f"got {pixels.dtype} {pixels.shape}"
+        )
+    if target.ndim != 2 or len(target) != len(pixels):
+        raise ValueError(
+            f"{place}: {part}_labels: expected ({len(pixels)}, labels), got {target.shape}"
+        )
+
+
+def _medmnist_task(place: Path, name: str, target: np.ndarray) -> dict[str, Any]:
+    if target.shape[1] > 1:
+        _check_classes(place, "labels", target, 2)
+        return _findings([f"label {i}" for i in range(target.shape[1])]) | PATIENTLESS
+    rated = RATED.get(name)
+    outputs = rated["outputs"] if rated else int(target.max()) + 1
+    _check_classes(place, "labels", target, outputs)
+    if rated is None and outputs > 2:
+        return {"task": "classes", "outputs": outputs} | PATIENTLESS
+    return {"task": "grades", **(rated or {"outputs": 2, "positive_from": 1})} | PATIENTLESS
+
+
+def _download(name: str, size: int) -> Path:
+    """The npz file of a MedMNIST set of the next size up, fetched and verified by its package."""
+    if not name.endswith("mnist"):
+        raise ValueError(f"where does {name!r} lie? Only MedMNIST sets are downloaded; give --from")
+    try:
+        import medmnist
+    except ImportError:
+        raise ValueError(
+            f"to download {name} install the package medmnist: pip install medmnist; "
+            f"or give its file: --from {name}.npz"
+        ) from None
+    about = medmnist.INFO[config.one_of(name, medmnist.INFO, "MedMNIST set")]
+    kind = getattr(medmnist, about["python_class"])
+    stored = min([s for s in kind.available_sizes if s >= size] or [max(kind.available_sizes)])
+    found = kind(split="val", download=True, size=stored)
+    return Path(found.root) / f"{name}{found.size_flag}.npz"
+
+
+def _npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        with np.load(path) as held:
+            missing = [name for name in names if name not in held.files]
+            if not missing:
+                return {name: held[name] for name in names}
+            there = list(held.files)
+    except (BadZipFile, ValueError, EOFError, AttributeError) as error:
+        raise ValueError(f"{path} is not a whole npz file: {error}") from None
+    raise ValueError(f"{path} has no {', '.join(missing)}; it has {there}")
+
+
+def _check_classes(path: Path, what: str, label: np.ndarray, outputs: int) -> None:
+    bad = np.flatnonzero((label < 0) | (label >= outputs))
+    if len(bad) or label.dtype.kind not in "iu":
+        where = f"number {bad[0]}: {label.ravel()[bad[0]]}" if len(bad) else f"type {label.dtype}"
+        raise ValueError(f"{path}: {what} out of range (integers 0 to {outputs - 1}), {where}")
+
+
+def _own_patients(names: Sequence[str], target: dict, split: Any) -> pd.DataFrame:
+    return pd.DataFrame({"image": names, **target, "patient": names, "split": split})
+
+
+def _class_attrs(names: list[str]) -> dict[str, Any]:
+    return {"task": "classes", "outputs": len(names), "names": names} | PATIENTLESS
+
+
+LAYOUTS: dict[str, Callable[..., Collection]] = {
+    "folder": _folder,
+    "eyepacs": _eyepacs,
+    "nih": _nih,
+    "chexpert": _chexpert,
+    "medmnist": _medmnist,
+    "imagefolder": _imagefolder,
+    "jpegs": _jpegs,
+}
+
+
+# --- all layouts: digest, decode, resize -----------------------------------------------------
+
+
+def _missing(found: Collection, tolerance: float) -> dict[int, str]:
+    """Files that are not there, by number; too many are told before anything is read."""
+    absent = [i for i, f in enumerate(found.images) if isinstance(f, Path) and not f.is_file()]
+    problems = dict.fromkeys(absent, "No such file")
+    _judge(problems, found, tolerance)
+    return problems
+
+
+def _judge(problems: dict[int, str], found: Collection, tolerance: float) -> None:
+    if len(problems) > tolerance * len(found.images):
+        listed = [f"\n  {_called(found, i)}: {problems[i]}" for i in sorted(problems)[:10]]
+        raise ValueError(
+            f"{len(problems)} of {len(found.images)} images cannot be used, more than the "
+            f"{tolerance:.0%} allowed:{''.join(listed)}"
+        )
+
+
+def _called(found: Collection, i: int) -> str:
+    image = found.images[i]
+    return str(image if isinstance(image, Path) else found.table["image"].iloc[i])
+
+
+def _digest(found: Collection, marks: str, problems: dict[int, str]) -> str:
+    """Of all images and table rows, 12 hex digits; unreadable files join `problems`."""
+    sums = [b"missing"] * len(found.images)
+
+    def one(i: int) -> None:
+        try:
+            if i not in problems:
+                sums[i] = hashlib.sha256(_content(found.images[i])).digest()
+        except OSError as error:
+            problems[i] = error.strerror or "unreadable"
+
+    _each(one, len(sums), "read")
+    head = marks + found.table.to_csv(index=False)
+    return hashlib.sha256(head.encode() + b"".join(sums)).hexdigest()[:12]
+
+
+def _content(image: Path | np.ndarray) -> bytes:
+    return image.read_bytes() if isinstance(image, Path) else image.tobytes()
+
+
+def _decoded(
+    found: Collection, full: str, size: int, tolerance: float, problems: dict[int, str]
+) -> xr.Dataset:
+    pixels = _decode(found.images, size, problems)
+    _judge(problems, found, tolerance)
+    skipped = [f"{Path(_called(found, i)).name}: {problems[i]}" for i in sorted(problems)]
+    keep = np.array([i not in problems for i in range(len(pixels))])
+    table = found.table[keep]
+    target = table.iloc[:, 1:-2].to_numpy(np.int16)
+    return data.dataset(
+        pixels[keep] if problems else pixels,
+        target if found.attrs["task"] == "findings" else target[:, 0],
+        table.iloc[:, -2],
+        table["split"],
+        {"name": full, "skipped": skipped, **found.attrs},
+    )
+
+
+def _decode(images: Sequence[Path | np.ndarray], size: int, problems: dict[int, str]) -> np.ndarray:
+    """RGB pixels (image, 3, size, size) uint8; what cannot be decoded joins `problems`."""
+    pixels = np.zeros((len(images), 3, size, size), np.uint8)
+
+    def one(i: int) -> None:
+        try:
+            if i not in problems:
+                with _open(images[i]) as image:
+                    pixels[i] = _square(image, size)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            deep = str(error) == TOO_DEEP
+            problems[i] = TOO_DEEP if deep else "truncated or not an image"
+
+    _each(one, len(images), "decode")
+    return pixels
+
+
+def _open(image: Path | np.ndarray) -> Image.Image:
+    if isinstance(image, Path):
+        return Image.open(image)
+    return Image.open(io.BytesIO(image.tobytes())) if image.ndim == 1 else Image.fromarray(image)
+
+
+def _square(image: Image.Image, size: int) -> np.ndarray:
+    """Resized with antialiasing and padded, not cropped: a sign at the rim must not be lost."""
+    if image.mode[0] in "IF":  # Pillow would cut what is above 255 off
+        raise ValueError(TOO_DEEP)
+    square = ImageOps.pad(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    return np.asarray(square).transpose(2, 0, 1)
+
+
+def _each(work: Callable[[int], None], count: int, what: str) -> None:
+    """`work` on every number below `count`, in threads: reading and decoding leave the GIL."""
+
+    def stretch(start: int) -> int:
+        numbers = range(start, min(start + STRETCH, count))
+        for i in numbers:
+            work(i)
+        return len(numbers)
+
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=count, desc=what, unit="image", disable=None) as bar,
+    ):
+        for done in pool.map(stretch, range(0, count, STRETCH)):
+            bar.update(done)

@@ -1,0 +1,207 @@
+"""Results of runs and comparisons -> the one Dataset with named dimensions that a chapter shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from transfusion import config, data, filters, store
+
+Spec = config.Run | config.Comparison
+Labels = dict[str, str | int | float]
+Results = list[tuple[Labels, Spec, xr.Dataset]]
+
+
+def run_table(results: Results) -> xr.Dataset:
+    """Curves and test AUC of runs, unstacked along their labels; failed runs are nan."""
+    wanted = ["auc", "loss", "test_auc", "test_ap"]
+    parts = [result[[n for n in wanted if n in result]] for _, _, result in results]
+    return _unstack(_joined(parts), [labels for labels, _, _ in results], "run")
+
+
+def scored_table(results: Results) -> xr.Dataset:
+    """With the score of each test image, which all runs share: (image) or (image, finding).
+
+    Of grades it is the probability of those that count as positive; target is 0 or 1, -1 unknown.
+    """
+    table = run_table(results)
+    done = [(labels, spec, result) for labels, spec, result in results if "test_score" in result]
+    if not done:
+        return table
+    parts = [_scores(spec, result) for _, spec, result in done]
+    scores = _unstack(
+        _joined([part[["score"]] for part in parts]), [labels for labels, _, _ in done], "run"
+    )
+    shared = parts[0][["target", "patient"]]
+    return table.merge(scores.reindex_like(table[["test_auc"]])).merge(shared)
+
+
+def _scores(spec: Spec, result: xr.Dataset) -> xr.Dataset:
+    """Score, 0/1 target and patient of each test image."""
+    attrs = data.attrs(_data(spec))
+    score, target = result["test_score"], result["test_target"]
+    if "positive_from" in attrs:
+        score = score.isel(output=slice(attrs["positive_from"], None)).sum("output")
+        target = (target >= attrs["positive_from"]).astype(np.int8)
+    else:
+        score = score.rename(output="finding").assign_coords(finding=attrs["names"])
+        target = target.assign_coords(finding=attrs["names"])
+    parts = {"score": score.astype(np.float32), "target": target}
+    return xr.Dataset(parts).assign(patient=result["test_patient"])
+
+
+def performance_table(results: Results) -> xr.Dataset:
+    """With what each network reached on its source task: AUC, and top-1 and top-5 accuracy."""
+    found = {}
+    for labels, spec, _ in results:
+        source = spec.init.source if isinstance(spec, config.Run) else None
+        if isinstance(source, config.Run) and labels["model"] not in found:
+            kept = store.read(source.key)
+            assert kept is not None  # its weights were used
+            names = [n for n in ("test_auc", "test_top1", "test_top5") if n in kept]
+            found[labels["model"]] = kept[names].rename({n: f"source_{n[5:]}" for n in names})
+    table = scored_table(results)
+    if not found:
+        return table
+    sources = _joined(list(found.values()), "model").assign_coords(model=list(found))
+    return table.merge(sources.reindex(model=table.model.values))
+
+
+def cost_table(results: Results) -> xr.Dataset:
+    """With what each network costs: parameters, multiply-adds and kept bytes an image, seconds."""
+    from transfusion import models
+
+    table = run_table(results)
+    names, size = [str(m) for m in table.model.values], _data(results[0][1]).size
+    seconds = [result.attrs.get("seconds", np.nan) for _, _, result in results]
+    spent = xr.DataArray(seconds, dims="run", name="seconds").to_dataset()
+    spent = _unstack(spent, [labels for labels, _, _ in results], "run")
+    costs = {
+        "parameters": [models.parameters(name) for name in names],
+        "multiply_adds": [models.flops(name, size) // 2 for name in names],
+        "memory": [models.memory(name, size) for name in names],
+    }
+    return table.merge(spent).assign({n: ("model", values) for n, values in costs.items()})
+
+
+def _data(spec: Spec) -> config.Data:
+    return spec.runs[0].data if isinstance(spec, config.Comparison) else spec.data
+
+
+def _joined(parts: list[xr.Dataset], dim: str = "run") -> xr.Dataset:
+    """Side by side along a new dimension; nan where one lacks what another has."""
+    return xr.concat(
+        parts, dim, data_vars="all", coords="minimal", join="outer", combine_attrs="drop"
+    )
+
+
+def data_table(results: Results) -> xr.Dataset:
+    """With what training added to the first layer of one network a target: after a short training
+    the noise that a network starts from still hides what it learned."""
+    changes = {}
+    for labels, spec, _ in results:
+        if labels["seed"] == 0:
+            before, after = _first_layer(spec)
+            changes[labels["target"]] = after - before
+    dims = ("target", "filter", "channel", "y", "x")
+    change = xr.DataArray(np.stack(list(changes.values())), {"target": list(changes)}, dims)
+    return run_table(results).assign(conv1_change=change)
+
+
+def _first_layer(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (filter, channel, y, x) before and after training."""
+    from transfusion import train
+
+    assert isinstance(spec, config.Run)
+    nets = [train.network(spec, trained=trained) for trained in (False, True)]
+    before, after = (next(net.parameters()).detach().numpy() for net in nets)
+    return before, after
+
+
+def filter_table(results: Results) -> xr.Dataset:
+    """How far each first-layer filter moved, how well a Gabor fits it, and pictures of one seed."""
+    done = [(labels, spec) for labels, spec, result in results if result.attrs["status"] == "done"]
+    if not done:
+        raise ValueError("every run of this chapter failed, so there are no filters to show")
+    found = [(labels, _filters(_first_layer(spec))) for labels, spec in done]
+    first = {(labels["model"], labels["init"]): part[["grey"]] for labels, part in found[::-1]}
+    names: list[Labels] = [{"model": model, "init": init} for model, init in first]
+    shown = _unstack(_joined(list(first.values())), names, "run")
+    table = _joined([part.drop_vars(["grey", "y", "x"]) for _, part in found])
+    table = _unstack(table, [labels for labels, _ in found], "run")
+    rows = pd.DataFrame([labels for labels, _, _ in results])  # what failed is nan, not absent
+    return table.reindex({n: list(dict.fromkeys(rows[n])) for n in rows}).assign(grey=shown["grey"])
+
+
+def _filters(states: tuple[np.ndarray, np.ndarray]) -> xr.Dataset:
+    fits = np.stack([filters.gabor_fit(weights) for weights in states])
+    grey = np.stack([weights.mean(1) for weights in states]).astype(np.float32)
+    count, size = grey.shape[1:3]
+    coords: dict = {"state": ["initial", "final"], "filter": range(count)}
+    coords |= {"y": range(size), "x": range(size)}
+    parts: dict = {
+        "moved": ("filter", filters.moved(*states)),
+        "gabor": (("state", "filter"), fits),
+    }
+    parts |= {"gabor_level": filters.gabor_level(size)}
+    return xr.Dataset(parts | {"grey": (("state", "filter", "y", "x"), grey)}, coords)
+
+
+def final_table(results: Results) -> xr.Dataset:
+    """Comparisons of trained networks with each other."""
+    table = _comparison_table(results).drop_vars("explained")
+    return table.isel(pair=((table.state_a == "final") & (table.state_b == "final")).values)
+
+
+def change_table(results: Results) -> xr.Dataset:
+    """Comparisons of networks before and after training, and the number of their parameters."""
+    from transfusion import models
+
+    table = _comparison_table(results).drop_vars(["map", "map_null", "other"])
+    counts = [models.parameters(str(model)) for model in table.model.values]
+    return table.assign(parameters=("model", counts))
+
+
+def _comparison_table(results: Results) -> xr.Dataset:
+    """Comparisons of several models; networks are named by init, seed and state."""
+    parts = []
+    for _, spec, result in results:
+        runs = spec.runs if isinstance(spec, config.Comparison) else ()
+        nets = {run.key: (run.init.name, run.seed) for run in runs}
+        names = [
+            _pair_name(nets, a, b)
+            for a, b in zip(result.net_a.values, result.net_b.values, strict=True)
+        ]
+        part = result.drop_vars(["net_a", "net_b"]).assign_coords(pair=names)
+        parts.append(
+            part.assign_coords(depth=("block", range(len(part.block)))).reset_coords("depth")
+        )
+    stacked = _joined(parts, "model")
+    stacked = stacked.assign_coords(model=[labels["model"] for labels, _, _ in results])
+    return stacked.assign_coords(_pair_coordinates(stacked["pair"].values))
+
+
+def _pair_name(nets: Mapping[str, tuple[str, int]], a: str, b: str) -> str:
+    """`init seed state | init seed state`."""
+    return " | ".join(
+        f"{nets[key][0]} {nets[key][1]} {state}" for key, state in (n.split(":") for n in (a, b))
+    )
+
+
+def _pair_coordinates(pairs: Iterable[str]) -> dict[str, tuple[str, list]]:
+    fields = [[*a.split(" "), *b.split(" ")] for a, b in (pair.split(" | ") for pair in pairs)]
+    names = ("init_a", "seed_a", "state_a", "init_b", "seed_b", "state_b")
+    columns = dict(zip(names, map(list, zip(*fields, strict=True)), strict=True))
+    return {name: ("pair", values) for name, values in columns.items()}
+
+
+def _unstack(stacked: xr.Dataset, labels: list[Labels], dim: str) -> xr.Dataset:
+    index = pd.MultiIndex.from_frame(pd.DataFrame(labels))
+    coords = xr.Coordinates.from_pandas_multiindex(index, dim)
+    table = stacked.assign_coords(coords).unstack(dim)
+    # Unstacking sorts; the order of the parameters is the order of rows in tables and figures.
+    order = {name: list(dict.fromkeys(values)) for name, values in pd.DataFrame(labels).items()}
+    return table.reindex(order)
