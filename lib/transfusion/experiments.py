@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -89,16 +89,21 @@ def _knobs(parameters: dict) -> Knobs:
         raise ValueError("; ".join(lines)) from None
     for arm in knobs.tuned:
         model, _, init = arm.partition(" ")
-        if not model or config.init_name(init) != init:
+        if not model or not init:
             raise ValueError(f"tuned: {arm!r}: expected `model init`, such as 'resnet50 transfer'")
+        config.init_name(init)
     return knobs
 
 
 def _labelled(chapter: str, knobs: Knobs) -> list[tuple[Labels, Spec]]:
-    return list(CHAPTERS[config.one_of(chapter, CHAPTERS, "chapter")].tasks(knobs))
+    found = list(CHAPTERS[config.one_of(chapter, CHAPTERS, "chapter")].tasks(knobs))
+    if not found:
+        lists = "models, inits, train_sizes, rates or variants"
+        raise ValueError(f"chapter {chapter!r} asks for no run: one of {lists} is empty")
+    return found
 
 
-def _trainings(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
+def _trainings(knobs: Knobs) -> Iterator[tuple[Labels, config.Run]]:
     """Models x inits x seeds on one target."""
     for model in knobs.models:
         for init in knobs.own_inits.get(model, knobs.inits):
@@ -115,10 +120,10 @@ def _sizes(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
 
 
 def _rates(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
-    """Models x inits x learning rates, of the first seed alone: the tuning."""
+    """Models x inits x learning rates, of the first seed alone: the tuning. One source for all."""
     for rate in knobs.rates:
-        for labels, run in _trainings(replace(knobs, lr=rate, tuned={}, seeds=1)):
-            yield {"lr": rate, **labels}, run
+        for labels, run in _trainings(replace(knobs, seeds=1)):
+            yield {"lr": rate, **labels}, replace(run, optim=replace(run.optim, lr=rate))
 
 
 def _variants(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:

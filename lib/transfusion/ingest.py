@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ NIH = (*FINDINGS, "Emphysema", "Fibrosis", "Hernia", "Infiltration", "Mass", "No
        "Pleural_Thickening", "Pneumonia", "Pneumothorax")  # fmt: skip
 UNCERTAIN = {"zeros": 0, "ones": 1, "ignore": -1}
 RATED = {"retinamnist": {"outputs": 5, "positive_from": 2}}  # grades among the MedMNIST sets
-PHOTOGRAPHS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+PHOTOGRAPHS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 STRETCH = 64  # images a thread takes at a time
 
 TOO_DEEP = "more than 8 bits a channel"
@@ -362,9 +363,10 @@ def _imagefolder(place: Path, *, seed: int) -> Collection:
     """
     if not place.is_dir():
         raise FileNotFoundError(f"no folder {place}")
-    splits = {SPELT.get(p.name, p.name): p for p in place.iterdir() if p.is_dir()}
-    splits = {s: splits[s] for s in data.SPLITS if s in splits} if "train" in splits else {
-        "train": place}  # fmt: skip
+    within = {SPELT.get(p.name, p.name): p for p in place.iterdir() if p.is_dir()}
+    splits = {split: within[split] for split in data.SPLITS if split in within}
+    if "train" not in splits:
+        splits = {"train": place}
     names = _classes(splits["train"])
     rows = [(f, names.index(c), s) for s, p in splits.items() for c, f in _members(p, names)]
     files, label, split = map(list, zip(*rows, strict=True))
@@ -505,12 +507,12 @@ def _npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        with np.load(path) as held:
+        with path.open("rb") as file, np.load(file) as held:
             missing = [name for name in names if name not in held.files]
             if not missing:
                 return {name: held[name] for name in names}
             there = list(held.files)
-    except (BadZipFile, ValueError, EOFError, AttributeError) as error:
+    except (BadZipFile, zlib.error, ValueError, TypeError, EOFError) as error:
         raise ValueError(f"{path} is not a whole npz file: {error}") from None
     raise ValueError(f"{path} has no {', '.join(missing)}; it has {there}")
 
@@ -591,7 +593,8 @@ def _decoded(
 ) -> xr.Dataset:
     pixels = _decode(found.images, size, problems)
     _judge(problems, found, tolerance)
-    skipped = [f"{Path(_called(found, i)).name}: {problems[i]}" for i in sorted(problems)]
+    names = found.table["image"].to_numpy()
+    skipped = [f"{names[i]}: {problems[i]}" for i in sorted(problems)]
     keep = np.array([i not in problems for i in range(len(pixels))])
     table = found.table[keep]
     target = table.iloc[:, 1:-2].to_numpy(np.int16)

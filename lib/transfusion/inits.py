@@ -57,10 +57,14 @@ def needed(name: str, net: nn.Module) -> set[str]:
         "suffix": every[len(lowest) - 1 :],
         "only": lowest[-1:],
     }.get(start, every)
-    names = models.tensors(net, chosen)
+    names, weights = models.tensors(net, chosen), set(_weight_names(net))
     if start == "gabor":
         return {_weight_names(net)[0]}
-    return names & set(_weight_names(net)) if start in WEIGHTS_ALONE else names
+    if start == "batch_norm":
+        return names - weights
+    if start == "mean_var_bn_redrawn":
+        return names & dict(net.named_parameters()).keys()
+    return names & weights if start in WEIGHTS_ALONE else names
 
 
 # --- what starts from every pretrained tensor ------------------------------------------------
@@ -98,8 +102,7 @@ def mean_var_bn_redrawn(net: nn.Module, source: State, generator: torch.Generato
 
     Statistics stay those of no data: a redrawn variance could be negative.
     """
-    affine = [n for n in source if n in dict(net.named_parameters())]
-    return _redraw(net, source, generator, affine)
+    return _redraw(net, source, generator, list(source))
 
 
 def permuted(net: nn.Module, source: State, generator: torch.Generator) -> Record:
@@ -115,10 +118,11 @@ def permuted(net: nn.Module, source: State, generator: torch.Generator) -> Recor
 def scale_matched(net: nn.Module, source: State, generator: torch.Generator) -> Record:
     """The random weights as built, each tensor scaled to the pretrained deviation (E14).
 
-    Beside Mean Var it tells the part of the scale from that of the mean.
+    Beside Mean Var it tells the part of the scale from that of the mean. A bias that is built as
+    zeros has no deviation to scale, and stays.
     """
     state = net.state_dict()
-    names = [name for name in _weight_names(net) if name in source]
+    names = [n for n in _weight_names(net) if n in source and state[n].std(correction=0) > 0]
     for name in names:
         state[name].mul_(source[name].std(correction=0) / state[name].std(correction=0))
     return dict.fromkeys(names, "redrawn")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -179,9 +180,14 @@ def upto(net: nn.Module, block: str) -> list[str]:
 
 
 def tensors(net: nn.Module, chosen: Iterable[str]) -> set[str]:
-    """Names of the state's tensors in these blocks, batch-norm statistics included."""
-    modules = {module for block in chosen for module in blocks(net)[block]}
-    return {name for name in net.state_dict() if name.split(".")[0] in modules}
+    """Names of the state's tensors in these blocks, batch-norm statistics included.
+
+    What lies in no block, as VGG's first linear layers do, goes with the last, but no classifier.
+    """
+    block_of = {module: block for block, parts in blocks(net).items() for module in parts}
+    last, chosen = list(blocks(net))[-1], set(chosen)
+    body = (name for name in net.state_dict() if not in_head(net, name))
+    return {name for name in body if block_of.get(name.split(".")[0], last) in chosen}
 
 
 class FrozenBatchNorm(nn.BatchNorm2d):
@@ -224,6 +230,7 @@ def parameters(name: str) -> int:
         return sum(tensor.numel() for tensor in build(name, outputs=5).parameters())
 
 
+@cache
 def flops(name: str, size: int) -> int:
     """Floating-point operations of one forward pass on one image, two a multiply-add."""
     with torch.device("meta"):

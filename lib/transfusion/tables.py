@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from transfusion import config, data, filters, store
+from transfusion import config, data, filters, metrics, store
 
 Spec = config.Run | config.Comparison
 Labels = dict[str, str | int | float]
@@ -25,7 +25,8 @@ def run_table(results: Results) -> xr.Dataset:
 def scored_table(results: Results) -> xr.Dataset:
     """With the score of each test image, which all runs share: (image) or (image, finding).
 
-    Of grades it is the probability of those that count as positive; target is 0 or 1, -1 unknown.
+    Of grades it is the probability of those that count as positive, of classes each class's own, as
+    if it were a finding; target is 0 or 1, -1 unknown.
     """
     table = run_table(results)
     done = [(labels, spec, result) for labels, spec, result in results if "test_score" in result]
@@ -40,17 +41,18 @@ def scored_table(results: Results) -> xr.Dataset:
 
 
 def _scores(spec: Spec, result: xr.Dataset) -> xr.Dataset:
-    """Score, 0/1 target and patient of each test image."""
+    """Score and 0/1 target of each test image on each question of the AUC, and its patient."""
     attrs = data.attrs(_data(spec))
-    score, target = result["test_score"], result["test_target"]
+    given = result["test_target"].values, result["test_score"].values
+    target, score = (v.T for v in metrics.binary(*given, attrs.get("positive_from")))
+    dims = ("image", "finding")
+    parts = xr.Dataset(
+        {"score": (dims, score.astype(np.float32)), "target": (dims, target.astype(np.int8))}
+    ).assign(patient=result["test_patient"])
     if "positive_from" in attrs:
-        score = score.isel(output=slice(attrs["positive_from"], None)).sum("output")
-        target = (target >= attrs["positive_from"]).astype(np.int8)
-    else:
-        score = score.rename(output="finding").assign_coords(finding=attrs["names"])
-        target = target.assign_coords(finding=attrs["names"])
-    parts = {"score": score.astype(np.float32), "target": target}
-    return xr.Dataset(parts).assign(patient=result["test_patient"])
+        return parts.isel(finding=0)
+    names = attrs.get("names") or [str(i) for i in range(target.shape[1])]
+    return parts.assign_coords(finding=names)
 
 
 def performance_table(results: Results) -> xr.Dataset:
@@ -60,7 +62,8 @@ def performance_table(results: Results) -> xr.Dataset:
         source = spec.init.source if isinstance(spec, config.Run) else None
         if isinstance(source, config.Run) and labels["model"] not in found:
             kept = store.read(source.key)
-            assert kept is not None  # its weights were used
+            if kept is None:
+                continue  # its weights were used, and deleted since
             names = [n for n in ("test_auc", "test_top1", "test_top5") if n in kept]
             found[labels["model"]] = kept[names].rename({n: f"source_{n[5:]}" for n in names})
     table = scored_table(results)

@@ -116,6 +116,9 @@ def check(run: config.Run) -> None:
         if run.init.source.model != expected:
             raise ValueError(f"source is a {run.init.source.model}, expected {expected}")
         check(run.init.source)
+        with torch.device("meta"):
+            source = models.build(expected, outputs=_outputs(run.init.source.data))
+        inits.fit_source(net, source.state_dict(), wanted)
 
 
 def _outputs(spec: config.Data) -> int:
@@ -140,13 +143,15 @@ def _fit(run: config.Run, checkpoint_seconds: float) -> xr.Dataset:
 
 
 def prepare(net: nn.Module, optim: config.Optim) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A network where and how it trains fastest, and its optimizer, which leaves out what is frozen."""
+    """A network where and how it trains fastest, and its optimizer; what is frozen has none."""
     net = net.to(device()).to(memory_format=torch.channels_last)
     flat = [_flat(parameter) for parameter in net.parameters() if parameter.requires_grad]
     if optim.name == "adam":
         return net, torch.optim.Adam(flat, weight_decay=optim.weight_decay, fused=True)
-    nesterov = {"momentum": 0.9, "nesterov": True, "weight_decay": optim.weight_decay}
-    return net, torch.optim.SGD(flat, lr=optim.lr, fused=True, **nesterov)
+    sgd = torch.optim.SGD(
+        flat, optim.lr, momentum=0.9, nesterov=True, weight_decay=optim.weight_decay, fused=True
+    )
+    return net, sgd
 
 
 def _flat(parameter: nn.Parameter) -> nn.Parameter:

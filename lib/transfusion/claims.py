@@ -1,0 +1,355 @@
+"""The claims of the paper, in its order: the chapter, the paper's number, and what decides each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from transfusion import config, effects, figures, metrics, paper, store
+from transfusion.effects import LARGE
+
+
+class Finding(NamedTuple):
+    """What a study says of a claim: a verdict, its p value, and the number behind it in words."""
+
+    verdict: str
+    p: float
+    found: str
+
+
+class Claim(NamedTuple):
+    """A claim of the paper: its chapter, its words, its number, and what decides it."""
+
+    chapter: str
+    says: str
+    paper: Callable[[], str]
+    decide: Callable[[xr.Dataset], Finding]
+
+
+def _finding(table: pd.DataFrame, name: str, row: pd.Series, unit: str, digits: int) -> Finding:
+    """Decided over all rows, with one row's number and whose it is."""
+    ends = (row[name], row["low"], row["high"], int(row["n"]))
+    who = row.name if isinstance(row.name, tuple) else (row.name,)
+    whose = ", ".join(figures.title(str(part)) for part in who)
+    words = f"{effects.spread(*ends, digits=digits, unit=unit)}, {whose}"
+    return Finding(*effects.overall(table), words)
+
+
+def _points(table: pd.DataFrame, name: str) -> Finding:
+    return _finding(table, name, effects.clearest(table), " points", 1)
+
+
+def transfer(results: xr.Dataset) -> Finding:
+    return _points(effects.gains(results), "gain")
+
+
+def small_networks(results: xr.Dataset) -> Finding:
+    table = effects.keeping_up(results)
+    return _finding(table, "difference", table.loc[table["high"].idxmin()], " points", 1)
+
+
+def source_accuracy(results: xr.Dataset) -> Finding:
+    """`holds` if the interval lies within +-0.5: no more than a loose relation."""
+    rho = effects.source_rank(results)
+    words = (
+        f"rank correlation {rho.mean:+.2f} [{rho.low:+.2f}, {rho.high:+.2f}] over {rho.n} networks"
+    )
+    if rho.n < 4:
+        return Finding("inconclusive", 1.0, f"only {rho.n} networks of one source")
+    loose = -0.5 < rho.low and rho.high < 0.5
+    verdict = "holds" if loose else "differs" if rho.p < metrics.LEVEL else "inconclusive"
+    return Finding(verdict, rho.p, words)
+
+
+def findings(results: xr.Dataset) -> Finding:
+    return _points(effects.mean_finding_gains(results), "gain")
+
+
+def little_data(results: xr.Dataset) -> Finding:
+    table = effects.interactions(results)
+    least = table.xs(int(results.train_images.min()), level="train_images")
+    return _points(least, "difference")
+
+
+def shrinking(results: xr.Dataset) -> Finding:
+    table = effects.slopes(results)
+    return _finding(table, "slope", table.loc[LARGE], " points a doubling", 1)
+
+
+def frozen_features(results: xr.Dataset) -> Finding:
+    return _points(effects.fine_tuning(results), "difference")
+
+
+def representations(results: xr.Dataset) -> Finding:
+    table = effects.gap_verdicts(effects.gaps(results))
+    return _finding(table, "gap", table.loc[LARGE], "", 3)
+
+
+def size(results: xr.Dataset) -> Finding:
+    table = effects.size_effects(results).xs("random", level="init")
+    return _finding(table, "difference", effects.clearest(table), "", 3)
+
+
+def low_reuse(results: xr.Dataset) -> Finding:
+    table = effects.reuse(results)
+    return _finding(table, "low minus rest", table.loc[LARGE], "", 3)
+
+
+def foretelling(results: xr.Dataset) -> Finding:
+    table = effects.foretold(results)
+    row = table.loc[(LARGE, "first", "random, random")]
+    words = effects.spread(row["R2"], row["low"], row["high"], int(row["n"]), 2)
+    return Finding(*effects.foretold_decision(table), f"R² {words}, {figures.title(LARGE)}")
+
+
+def moving(results: xr.Dataset) -> Finding:
+    table = effects.further(results)
+    return _finding(table, "further", effects.clearest(table), " % of a filter", 0)
+
+
+def gabor_filters(results: xr.Dataset) -> Finding:
+    """Both halves: none learned from random init, some erased from pretrained weights."""
+    table = effects.movements(results)
+    both = pd.concat([effects.gabor_changes(table, init) for init in ("random", "transfer")])
+    most = table.xs("transfer", level="init").drop(index=LARGE)["gabors before"].max()
+    return Finding(
+        *effects.overall(both), f"up to {most:.0f} % of their pretrained filters were Gabors"
+    )
+
+
+def scaling(results: xr.Dataset) -> Finding:
+    table = effects.speedups(results).xs("mean_var", level="init")
+    words = "; ".join(
+        f"{figures.title(str(m))} {effects.ratio(row)}" for m, row in table.iterrows()
+    )
+    return Finding(*effects.overall(table), words)
+
+
+def scale_alone(results: xr.Dataset) -> Finding:
+    return _points(effects.variants(results), "difference")
+
+
+def first_layer_most(results: xr.Dataset) -> Finding:
+    return _points(effects.first_block(results), "difference")
+
+
+def low_layers(results: xr.Dataset) -> Finding:
+    return _points(effects.low_against_many(results), "difference")
+
+
+def slim_tops(results: xr.Dataset) -> Finding:
+    table = effects.slim(results)
+    return _finding(table, "difference", table.loc[(LARGE, "transfer")], " points", 1)
+
+
+def made_gabors(results: xr.Dataset) -> Finding:
+    table = effects.synthetic_gabors(results).xs("transfusion:conv1", level="init")
+    return _points(table, "difference")
+
+
+def small_in_size_alone(results: xr.Dataset) -> Finding:
+    """`holds` if some network of fewer parameters than the large one needs as many multiply-adds.
+    Both are counted, so there is nothing to estimate."""
+    costs = results[["parameters", "multiply_adds"]].to_dataframe()
+    parts = costs / costs.loc[LARGE]
+    row = parts[parts.index != LARGE]["multiply_adds"].idxmax()
+    small, work = parts.loc[row]
+    words = (
+        f"{figures.title(str(row))}: {small:.2f} of the parameters, {work:.2f} of the operations"
+    )
+    return Finding("holds" if small < 1 <= work else "differs", np.nan, words)
+
+
+def any_recipe(results: xr.Dataset) -> Finding:
+    table = effects.gains_by_variant(results)
+    words = "; ".join(
+        f"{variant}: {group['gain'].mean():+.1f} points"
+        for variant, group in table.groupby(level="variant", sort=False)
+    )
+    return Finding(*effects.stable(table), words)
+
+
+def _gain(where: str) -> Callable[[], str]:
+    def words() -> str:
+        value = paper.numbers(where, "auc")["value"]
+        gain = value[LARGE, "transfer"] - value[LARGE, "random"]
+        return f"{gain:+.1f} points, {figures.title(LARGE)} ({where})"
+
+    return words
+
+
+def _shortfall() -> str:
+    value = paper.numbers("Table 1", "auc")["value"]
+    gap = value["cbr_large_t", "transfer"] - value[LARGE, "transfer"]
+    return f"{gap:+.1f} points, {figures.title('cbr_large_t')} (Table 1)"
+
+
+def _interaction() -> str:
+    value = paper.numbers("Table 3", "auc")["value"]
+    gain = {m: value[m, "transfer"] - value[m, "random"] for m in (LARGE, "cbr_large_t")}
+    more = gain[LARGE] - gain["cbr_large_t"]
+    return f"{more:+.1f} points over {figures.title('cbr_large_t')} (Table 3)"
+
+
+def _cca_gap() -> str:
+    value = paper.numbers("Figure 2", "cca")["value"]
+    return f"{value[LARGE, 'random'] - value[LARGE, 'transfer']:+.3f}, ResNet-50 (Figure 2)"
+
+
+def _mean_var() -> str:
+    value = paper.numbers("Figure 6", "speedup")["value"][LARGE, "mean_var"]
+    return f"{value:g} times, ResNet-50 (Figure 6)"
+
+
+def _stated(where: str) -> Callable[[], str]:
+    """Stated in words; no number of it was recovered."""
+    return lambda: f"in words ({where})"
+
+
+CLAIMS = {
+    "transfer": Claim(
+        "performance", "Transfer hardly changes the final AUC", _gain("Table 1"), transfer
+    ),
+    "small_networks": Claim(
+        "performance", "Small networks keep up with ResNet-50", _shortfall, small_networks
+    ),
+    "source_accuracy": Claim(
+        "performance",
+        "Accuracy on the source task does not foretell the medical AUC",
+        _stated("Table 1"),
+        source_accuracy,
+    ),
+    "findings": Claim(
+        "performance",
+        "On chest films effects are mixed: edema and effusion up, cardiomegaly and consolidation "
+        "down",
+        _stated("Table 2"),
+        findings,
+    ),
+    "little_data": Claim(
+        "small_data",
+        "With little data transfer helps the large network most",
+        _interaction,
+        little_data,
+    ),
+    "shrinking": Claim(
+        "small_data", "The gain shrinks as data grow", _stated("Table 3"), shrinking
+    ),
+    "frozen_features": Claim(
+        "small_data",
+        "Fine-tuning beats frozen features",
+        lambda: "not confirmed",
+        frozen_features,
+    ),
+    "representations": Claim(
+        "representations",
+        "Transfer leaves other features behind in large networks, not in small ones",
+        _cca_gap,
+        representations,
+    ),
+    "size": Claim(
+        "overparametrization",
+        "Large networks change less than small ones while they learn",
+        _stated("Figure 3"),
+        size,
+    ),
+    "low_reuse": Claim(
+        "overparametrization",
+        "Pretrained weights are reused in the lowest blocks alone",
+        _stated("Figure 3"),
+        low_reuse,
+    ),
+    "foretelling": Claim(
+        "overparametrization",
+        "Similarity at the start foretells the end in large networks' low layers",
+        _stated("Figure 4"),
+        foretelling,
+    ),
+    "moving": Claim(
+        "first_layer",
+        "The first filters of large networks hardly move",
+        _stated("Figure 5"),
+        moving,
+    ),
+    "gabor_filters": Claim(
+        "first_layer",
+        "Small networks learn no Gabor filters, and erase pretrained ones",
+        _stated("Figure 5"),
+        gabor_filters,
+    ),
+    "scaling": Claim(
+        "weight_scaling",
+        "The scale of pretrained weights alone speeds convergence",
+        _mean_var,
+        scaling,
+    ),
+    "scale_alone": Claim(
+        "weight_scaling",
+        "It is the scale of the weights, not batch norm",
+        _stated("section 5"),
+        scale_alone,
+    ),
+    "first_layer_most": Claim(
+        "transfusion",
+        "The first pretrained layer adds most",
+        _stated("Figure 7"),
+        first_layer_most,
+    ),
+    "low_layers": Claim(
+        "transfusion",
+        "Low layers matter, not how many weights are pretrained",
+        _stated("Figure 7"),
+        low_layers,
+    ),
+    "slim_tops": Claim(
+        "hybrids",
+        "A slim ResNet-50 with two pretrained blocks keeps the AUC of full transfer",
+        _stated("Figure 8"),
+        slim_tops,
+    ),
+    "made_gabors": Claim(
+        "hybrids",
+        "Synthetic Gabors do as well as a pretrained first layer",
+        _stated("Figure 8"),
+        made_gabors,
+    ),
+    "small_in_size_alone": Claim(
+        "efficiency",
+        "Small networks are small in parameters, not in computation",
+        lambda: "not discussed",
+        small_in_size_alone,
+    ),
+    "any_recipe": Claim(
+        "robustness",
+        "The answer on transfer does not hang on the recipe",
+        lambda: "not tested",
+        any_recipe,
+    ),
+}
+
+
+def decide(name: str, results: xr.Dataset) -> Finding:
+    """What these results say of a claim; raises ValueError for an unknown one."""
+    return CLAIMS[config.one_of(name, CLAIMS, "claim")].decide(results)
+
+
+def table(study: str) -> pd.DataFrame:
+    """All claims that a study has collected results for: verdict, p, found, and `adjusted`, p for
+    the number of claims (Benjamini and Hochberg). What p alone decided and `adjusted` does not is
+    inconclusive, and `alone` keeps the verdict that it would have by itself."""
+    rows = {}
+    for name, claim in CLAIMS.items():
+        try:
+            results = store.open(study, claim.chapter)
+        except FileNotFoundError:
+            continue
+        if name != "findings" or "finding" in results.dims:
+            rows[name] = claim.decide(results)._asdict()
+    found = pd.DataFrame(rows, index=["verdict", "p", "found"]).T
+    found["adjusted"] = metrics.adjusted(found["p"].to_numpy(float)) if len(found) else []
+    lost = (found["adjusted"] >= metrics.LEVEL) & (found["verdict"] != "inconclusive")
+    return found.assign(alone=found["verdict"], verdict=found["verdict"].mask(lost, "inconclusive"))
