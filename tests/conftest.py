@@ -6,11 +6,39 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
-from transfusion import config
+from transfusion import config, data, experiments, schedule, store
 
 ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)
+
+KNOBS = {
+    "study": "made_up",
+    "target": "fundus",
+    "source": "objects",
+    "weights": {},
+    "lr": 0.001,
+    "precision": "float32",
+    "models": ["cbr_tiny"],
+    "inits": ["random", "transfer"],
+    "seeds": 2,
+    "image_size": 32,
+    "train_size": 32,
+    "valid_size": 32,
+    "test_size": 40,
+    "source_size": 40,
+    "steps": 4,
+    "source_steps": 2,
+    "batch": 16,
+    "evaluations": 2,
+}
+
+
+def collect(chapter, **knobs):
+    """A chapter's Dataset, computed in this process: starting others takes longer than the work."""
+    for task in schedule.missing(experiments.runs(chapter, **knobs)):
+        schedule._perform(config.dump(task))
+    return experiments.collect(chapter, **knobs)
 
 
 @pytest.fixture
@@ -52,6 +80,16 @@ def photographs(tmp_path, rng):
         lines.append(f"{i}.png,{i % 5},{i // 2},{split}")
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def poison(name, size):
+    """Replace the test images of a prepared data set, and deal their labels anew."""
+    path = data.prepared_path(name, size)
+    images, rng = store.read_zarr(path), np.random.default_rng(1)
+    test = np.flatnonzero(images.split == "test")
+    images.pixels[test] = rng.integers(0, 255, images.pixels[test].shape, dtype=np.uint8)
+    images.target[test] = rng.permutation(images.target[test])
+    store.write_zarr(images, path)
 
 
 def cells(path):

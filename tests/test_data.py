@@ -1,8 +1,6 @@
 import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
-from transfusion import config, data, store
+from transfusion import config, data, ingest, store
 
 
 def spec(**changes):
@@ -18,12 +16,13 @@ def counts(images):
 def test_synthetic_sets(cache, name):
     images = data.load(spec(name=name))
     assert images.pixels.dtype == np.uint8 and images.pixels.shape == (62, 3, 32, 32)
+    assert images.target.dtype == np.int16
     assert images.split.to_series().value_counts().to_dict() == {
         "train": 30,
         "test": 20,
         "valid": 12,
     }
-    data._check_patients(images)
+    data.check_patients(images.patient, images.split)
 
 
 def test_synthetic_sets_are_kept(cache, monkeypatch):
@@ -70,25 +69,8 @@ def test_prepare_a_folder(cache, photographs):
     assert data.load(config.Data(name=name, size=16)).sizes["image"] == 40
 
 
-def test_pixels_are_those_of_the_files(cache, photographs):
-    images = data.prepare("mine", size=30, folder=photographs)
-    with Image.open(photographs / "7.png") as image:
-        expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    np.testing.assert_array_equal(images.pixels.values[7, :, 5:25], expected)  # padded 20 -> 30
-    assert not images.pixels.values[7, :, :5].any()
-
-
-def test_the_name_follows_the_content(cache, photographs):
-    first = data.ingest("mine", size=16, folder=photographs)
-    assert first == data.ingest("mine", size=24, folder=photographs)
-    Image.new("RGB", (8, 8)).save(photographs / "3.png")
-    assert first != data.ingest("mine", size=16, folder=photographs)
-    with pytest.raises(ValueError, match="ambiguous"):
-        data.resolve("mine")
-
-
 def test_a_training_subset_takes_whole_patients_in_seeded_order(cache, photographs):
-    name = data.ingest("mine", size=16, folder=photographs)
+    name = ingest.ingest("mine", size=16, folder=photographs)
     few = data.load(config.Data(name=name, size=16, train=8))
     more = data.load(config.Data(name=name, size=16, train=16))
     other = data.load(config.Data(name=name, size=16, train=8, seed=1))
@@ -99,75 +81,27 @@ def test_a_training_subset_takes_whole_patients_in_seeded_order(cache, photograp
         data.load(config.Data(name=name, size=16, train=99))
 
 
-def edit(folder, change):
-    table = pd.read_csv(folder / "labels.csv", dtype=str)
-    change(table).to_csv(folder / "labels.csv", index=False)
+def test_a_set_taken_whole_is_not_copied(cache, photographs, monkeypatch):
+    name = ingest.ingest("mine", size=16, folder=photographs)
+    monkeypatch.setattr(data, "_take", None)
+    assert data.load(config.Data(name=name, size=16)).sizes["image"] == 40
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda t: t.drop(columns="label"), r"no column \['label'\]; it has \['image'"),
-        (lambda t: t.assign(label="-1"), "40 labels of column 'label' out of range"),
-        (lambda t: t.assign(label="high"), "row 2: 'high'"),
-        (lambda t: t.assign(split="holdout"), r"splits \['holdout'\]; possible: train, valid"),
-        (lambda t: t.assign(patient="same"), "patients in more than one split: same"),
-        (lambda t: t[:0], "has no rows"),
-    ],
-)
-def test_bad_tables(cache, photographs, change, message):
-    edit(photographs, change)
-    with pytest.raises(ValueError, match=message):
-        data.ingest("mine", size=16, folder=photographs)
-    assert data.prepared() == []
+def test_attrs_are_read_without_pixels(cache, photographs, monkeypatch):
+    name = ingest.ingest("mine", size=16, folder=photographs)
+    spec_of_mine = config.Data(name=name, size=16)
+    whole = data.load(spec_of_mine).attrs
+    monkeypatch.setattr(store, "read_zarr", None)
+    assert data.attrs(spec_of_mine) == whole
+    assert data.attrs(spec()) == data.SYNTHETIC["fundus"][1]
+    with pytest.raises(ValueError, match="not prepared at 24 px"):
+        data.attrs(config.Data(name=name, size=24))
 
 
-def test_missing_things_are_named(cache, photographs):
-    with pytest.raises(FileNotFoundError, match="no folder"):
-        data.ingest("mine", size=16, folder=photographs / "none")
-    (photographs / "labels.csv").unlink()
-    with pytest.raises(FileNotFoundError, match="no table of labels"):
-        data.ingest("mine", size=16, folder=photographs)
-
-
-def test_bad_images_are_listed_and_a_few_left_out(cache, photographs):
-    (photographs / "1.png").unlink()
-    whole = (photographs / "2.png").read_bytes()
-    (photographs / "2.png").write_bytes(whole[: len(whole) // 2])
-    (photographs / "3.png").write_text("no image")
-    with pytest.raises(ValueError, match="3 of 40 images cannot be used") as error:
-        data.ingest("mine", size=16, folder=photographs)
-    for part in ("1.png: No such file", "2.png: truncated or not", "3.png: truncated or not"):
-        assert part in str(error.value)
-    name = data.ingest("mine", size=16, folder=photographs, tolerance=0.1)
-    images = store.read_zarr(data.prepared_path(name, 16))
-    assert len(images.image) == 37 and len(images.attrs["skipped"]) == 3
-    assert images.target.values[:3].tolist() == [0, 4, 0]
-
-
-def test_eyepacs_as_kaggle_gives_it(cache, tmp_path, rng):
-    (tmp_path / "images").mkdir()
-    lines = ["image,level"]
-    for i in range(30):
-        for eye in ("left", "right"):
-            pixels = rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "images" / f"{i}_{eye}.jpeg")
-            lines.append(f"{i}_{eye},{i % 3}")
-    (tmp_path / "trainLabels.csv").write_text("\n".join(lines))
-    images = data.prepare("eyepacs", size=16, folder=tmp_path)
-    assert images.attrs["outputs"] == 5 and images.attrs["positive_from"] == 2
-    assert images.patient.values[:4].tolist() == ["0", "0", "1", "1"]
-    assert images.split.to_series().value_counts().to_dict() == {
-        "train": 42,
-        "test": 12,
-        "valid": 6,
-    }
-
-
-def test_several_findings(cache, photographs):
-    edit(photographs, lambda t: t.assign(edema=t.index % 2, effusion=0))
-    images = data.prepare("films", size=16, folder=photographs, target=("edema", "effusion"))
-    assert images.target.shape == (40, 2) and images.attrs["task"] == "findings"
+def test_a_patient_has_one_split():
+    data.check_patients(["a", "a", "b"], ["train", "train", "test"])
+    with pytest.raises(ValueError, match="more than one split: a "):
+        data.check_patients(["a", "a", "b"], ["train", "test", "test"])
 
 
 def test_unknown_data_sets_are_told_what_there_is(cache):
@@ -177,10 +111,3 @@ def test_unknown_data_sets_are_told_what_there_is(cache):
         ValueError, match="Prepare it: transfusion data eyepacs --from DIR --size 64"
     ):
         data.load(config.Data(name="eyepacs@0123456789ab", size=64))
-
-
-def test_a_split_without_images_is_told_before(photographs):
-    table = photographs / "labels.csv"
-    table.write_text(table.read_text().replace(",test", ",train"))
-    with pytest.raises(ValueError, match="no image of split test"):
-        data.ingest("mine", size=32, folder=photographs)

@@ -43,3 +43,22 @@ def test_moved_is_in_lengths_of_a_filter(rng):
     length = np.sqrt((before**2).sum() / 6)
     np.testing.assert_allclose(moved, np.linalg.norm(change.reshape(6, -1), axis=1) / length)
     np.testing.assert_allclose(filters.moved(before, 1.1 * before).max(), 0.1, rtol=0.5)
+
+
+@pytest.mark.parametrize(("count", "size"), [(32, 5), (64, 7), (512, 16)])
+def test_a_bank_holds_gabors_all_different(count, size):
+    bank = filters.gabor_bank(count, size)
+    assert bank.shape == (count, size, size)
+    np.testing.assert_allclose(bank.mean((1, 2)), 0, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(bank, axis=(1, 2)), 1)
+    flat = bank.reshape(count, -1)
+    assert np.triu(flat @ flat.T, 1).max() < 0.999
+    assert (filters.gabor_fit(bank[:, None]) > filters.gabor_level(size)).mean() > 0.95
+
+
+def test_the_bank_of_the_first_filters_is_cosines_then_sines_of_eight_angles():
+    bank = filters.gabor_bank(16, 7)
+    turned = np.rot90(bank, axes=(1, 2))
+    np.testing.assert_allclose(bank[4], turned[0], atol=1e-12)  # a quarter turn
+    np.testing.assert_allclose(bank[:8], bank[:8, ::-1, ::-1], atol=1e-12)  # cosines are even
+    np.testing.assert_allclose(bank[8:], -bank[8:, ::-1, ::-1], atol=1e-12)

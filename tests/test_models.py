@@ -98,3 +98,74 @@ def test_only_plain_convolutions_become_products():
     net = models.build("mobilenet_v2", outputs=2)
     kinds = {m.groups > 1: type(m) for m in net.modules() if isinstance(m, torch.nn.Conv2d)}
     assert kinds == {True: torch.nn.Conv2d, False: models.Convolution}
+
+
+def test_the_slim_resnet_is_the_full_one_up_to_its_second_block():
+    assert models.parameters("resnet50_slim") == 7_140_421
+    with torch.device("meta"):
+        slim, full = (models.build(name, outputs=5) for name in ("resnet50_slim", "resnet50"))
+    body = {n: t for n, t in slim.named_parameters() if not models.in_head(slim, n)}
+    assert sum(tensor.numel() for tensor in body.values()) == 7_135_296
+    shapes = [{n: t.shape for n, t in net.state_dict().items()} for net in (slim, full)]
+    assert shapes[0].keys() == shapes[1].keys()
+    for name in models.tensors(slim, models.upto(slim, "block2")):
+        assert shapes[0][name] == shapes[1][name]
+    for name in ("layer3.0.conv3", "layer4.2.conv3"):
+        assert 2 * shapes[0][f"{name}.weight"][0] == shapes[1][f"{name}.weight"][0]
+
+
+def test_the_slim_resnet_starts_at_hes_scale_and_gives_its_outputs():
+    net = models.build("resnet50_slim", outputs=5, seed=1)
+    weight = net.layer4[0].conv2.weight
+    assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
+    assert net.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", ["cbr_tiny", "resnet18", "vgg11", "vit_b_16"])
+def test_blocks_share_out_every_tensor_but_the_head(name):
+    with torch.device("meta"):
+        net = models.build(name, outputs=5)
+    parts = [models.tensors(net, [block]) for block in models.blocks(net)]
+    body = [tensor for tensor in net.state_dict() if not models.in_head(net, tensor)]
+    assert sorted(tensor for part in parts for tensor in part) == sorted(body)
+
+
+def test_blocks_are_counted_from_the_first():
+    resnet, cbr = (models.build(name, outputs=5) for name in ("resnet18", "cbr_tiny"))
+    assert models.upto(resnet, "block1") == ["conv1", "block1"]
+    assert models.upto(cbr, "conv1") == models.upto(cbr, "block1") == ["block1"]
+    with pytest.raises(ValueError, match="unknown block 'block5'; possible: block1, block2"):
+        models.upto(cbr, "block5")
+
+
+def test_frozen_blocks_have_no_gradient_and_their_batch_norm_no_new_statistics():
+    net = models.build("resnet18", outputs=5)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    frozen = models.tensors(net, models.upto(net, "block2"))
+    models.freeze(net, models.upto(net, "block2"))
+    for mode in (False, True):  # evaluated, and trained again
+        net.train(mode)
+    net(torch.randn(4, 3, 32, 32)).sum().backward()
+    for name, parameter in net.named_parameters():
+        assert (parameter.grad is None) == (name in frozen)
+    for name, tensor in net.state_dict().items():
+        moved = not torch.equal(tensor, before[name])
+        assert moved == ("running" in name or "tracked" in name) * (name not in frozen), name
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_memory_is_what_the_backward_pass_needs(size):
+    """By hand: the image, the input and the output of each ReLU, the place of each maximum."""
+    by_hand, side = 4 * 3 * size**2, size
+    for width in models.CBRS["cbr_tiny"].widths:
+        by_hand += 4 * 2 * width * side**2
+        side //= 2
+        by_hand += (4 + 8) * width * side**2  # maxima, and where they were
+    by_hand += 4 * 256 - 4 * 256 * side**2  # the mean needs no input, the classifier does
+    assert models.memory("cbr_tiny", size) == by_hand
+
+
+def test_memory_grows_with_the_number_of_pixels():
+    for name in ("cbr_tiny", "resnet50", "resnet50_slim"):
+        assert models.memory(name, 128) / models.memory(name, 64) == pytest.approx(4, rel=0.01)
+    assert models.memory("resnet50_slim", 64) < models.memory("resnet50", 64)

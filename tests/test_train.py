@@ -1,10 +1,13 @@
+import itertools
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import xarray as xr
 from safetensors.torch import load_file
 from transfusion import config, data, models, reference, store, train
 
-from .conftest import ROOT
+from .conftest import ROOT, poison
 
 
 def weights(run):
@@ -95,25 +98,24 @@ def test_unknown_labels_do_not_count():
     assert train._masked_bce(logits, target).item() == pytest.approx(np.mean(by_hand))
 
 
-def test_test_labels_change_nothing_but_the_test_scores(cache, tiny_run, monkeypatch, tmp_path):
-    """Poisoned test labels leave curve, checkpoint and weights untouched."""
-    honest, state = train.fit(tiny_run()), weights(tiny_run())
-    load = data.load
-
-    def poisoned(spec):
-        images = load(spec).copy(deep=True)
-        test = images.split.values == "test"
-        images["target"].values[test] = 4 - images["target"].values[test]
-        return images
-
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_no_test_image_reaches_training_or_the_choice_of_a_checkpoint(
+    cache, tiny_run, photographs, monkeypatch, tmp_path, optimizer
+):
+    """Other test images with other labels, under the same key: all the rest is bit for bit."""
+    name = data.prepare("mine", size=32, folder=photographs).attrs["name"]
+    run = tiny_run(name=optimizer, batch=8)
+    run = replace(run, data=config.Data(name=name, size=32, train=20))
+    honest, state = train.fit(run), weights(run)
+    shutil.copytree(cache / "datasets", tmp_path / "other/datasets")
     monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path / "other"))
-    monkeypatch.setattr(data, "load", poisoned)
-    result = train.fit(tiny_run())
-    assert same_weights(state, weights(tiny_run()))
-    xr.testing.assert_equal(
-        result[["auc", "loss", "test_score"]], honest[["auc", "loss", "test_score"]]
-    )
+    poison(name, 32)
+    result = train.fit(run)
+    xr.testing.assert_equal(result[["auc", "loss"]], honest[["auc", "loss"]])
+    assert result.attrs["best_step"] == honest.attrs["best_step"]
+    assert same_weights(state, weights(run))
     assert result.test_auc != honest.test_auc
+    assert (result.test_score != honest.test_score).any("output").all()
 
 
 def test_nan_loss_ends_the_run_as_failed(cache, tiny_run):
@@ -197,21 +199,128 @@ def test_a_run_killed_in_the_middle_ends_in_the_same_bits(cache, monkeypatch, tm
     assert same_weights(load_file(store.weights_path(key)), interrupted[1])
 
 
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "init"), [("adam", "random"), ("sgd", "random"), ("sgd", "frozen:block2")]
+)
+def test_interrupted_runs_end_in_the_same_bits(
+    cache, tiny_run, monkeypatch, tmp_path, optimizer, init
+):
+    start = config.Init(name=init, source=None if init == "random" else tiny_run(seed=9))
+    run = tiny_run(name=optimizer, init=start, evaluations=6)
+    save, saved = train._save, itertools.count(1)
+
+    def cut_short(*state):
+        save(*state)
+        if next(saved) in (2, 4):
+            raise Interrupted
+
+    monkeypatch.setattr(train, "_save", cut_short)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            train.fit(run, checkpoint_seconds=0)
+    interrupted = train.fit(run, checkpoint_seconds=0), weights(run)
+    assert (store.run_folder(run.key) / "log.txt").read_text().count("resumed at step") == 2
+    monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path / "other"))
+    xr.testing.assert_equal(train.fit(run), interrupted[0])
+    assert same_weights(weights(run), interrupted[1])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("name", ["cbr_tiny", "resnet18"])
-def test_the_optimizer_is_plain_adam(name, rng):
+def test_the_optimizer_is_the_plain_one(name, optimizer, rng):
     """On parameters laid out for speed, a few steps in float64."""
     net = models.build(name, outputs=3, seed=2).double()
     plain = reference.plain(net)
-    net, adam = train.prepare(net, config.Optim(steps=1, weight_decay=0.1))
-    optimizer = torch.optim.Adam(plain.parameters(), config.Optim(steps=1, weight_decay=0.1))
+    optim = config.Optim(steps=1, name=optimizer, weight_decay=0.1, lr=0.01)
+    net, ours = train.prepare(net, optim)
+    train._set_lr(ours, 0.01)
+    if optimizer == "adam":
+        theirs = torch.optim.Adam(plain.parameters(), lr=0.01, weight_decay=0.1)
+    else:
+        nesterov = {"momentum": 0.9, "nesterov": True}
+        theirs = torch.optim.SGD(plain.parameters(), lr=0.01, weight_decay=0.1, **nesterov)
     for _ in range(3):
         images = torch.from_numpy(rng.normal(size=(6, 3, 32, 32)))
         target = torch.tensor([0, 1, 2, 0, 1, 2])
         torch.nn.functional.cross_entropy(net(images), target).backward()
-        adam.step()
-        reference.step(plain, optimizer, images, target)
+        ours.step()
+        reference.step(plain, theirs, images, target)
     for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("adam", 0.001), ("sgd", 0.01)])
+def test_a_batch_can_be_learned_by_heart(cache, tiny_run, optimizer, lr):
+    run = tiny_run(name=optimizer, lr=lr, steps=40, evaluations=8)
+    loss = train.fit(replace(run, data=replace(run.data, train=16))).loss.values
+    assert loss[0] > 0.5 and loss[-1] < 0.1 * loss[0]
+
+
+# --- what is frozen --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("block", ["block1", "block2", "block4"])
+def test_what_is_frozen_stays_bit_for_bit(cache, tiny_run, monkeypatch, optimizer, block):
+    rising = itertools.count()
+    monkeypatch.setattr(train, "_auc", lambda *_: float(next(rising)))  # the last step is kept
+    start = config.Init(name=f"frozen:{block}", source=tiny_run(seed=9))
+    run = tiny_run(name=optimizer, init=start, lr=0.01)
+    assert train.fit(run).attrs["best_step"] == run.optim.steps
+    before, after = (train.network(run, trained=t).state_dict() for t in (False, True))
+    net = models.build(run.model, outputs=5)
+    frozen = models.tensors(net, models.upto(net, block))
+    source = weights(start.source)
+    for name, tensor in after.items():
+        assert torch.equal(tensor, before[name]) == (name in frozen), name
+        assert name not in frozen or torch.equal(tensor, source[name]), name
+    trained = [name for name in after if name not in frozen]
+    assert block != "block4" or trained == ["head.weight", "head.bias"]
+
+
+def test_evaluation_thaws_no_batch_norm(cache, tiny_run):
+    start = config.Init(name="frozen:block2", source=tiny_run(model="resnet18"))
+    run = tiny_run(model="resnet18", init=start)
+    net, _ = train.prepare(train.network(run, trained=False), run.optim)
+    net.train()
+    frozen = models.tensors(net, models.upto(net, "block2"))
+    train.scores(net, data.split_of(data.load(run.data), "valid"), "float32")
+    norms = {n: m for n, m in net.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert net.training and len(norms) == 20
+    for name, module in norms.items():
+        assert module.training == (f"{name}.weight" not in frozen)
+
+
+# --- what is checked, what is scored ---------------------------------------------------------
+
+
+def test_blocks_and_shapes_of_a_source_are_checked_before_it_is_trained(cache, tiny_run):
+    source = tiny_run(model="resnet50")
+    for name, message in {
+        "only:block9": "unknown block 'block9'; possible: conv1, block1",
+        "transfer": r"layer3.0.bn1.bias: expected \(128,\), got \(256,\)",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            train.check(tiny_run(model="resnet50_slim", init=config.Init(name=name, source=source)))
+    start = config.Init(name="transfusion:block2", source=source)
+    train.check(tiny_run(model="resnet50_slim", init=start))
+    with pytest.raises(ValueError, match="source is a cbr_tiny, expected resnet50"):
+        train.check(tiny_run(model="resnet50_slim", init=replace(start, source=tiny_run())))
+
+
+def test_classes_are_scored_by_their_first_and_first_five_guesses(cache, tiny_run):
+    run = tiny_run()
+    run = replace(run, data=replace(run.data, name="objects"))
+    result = train.fit(run)
+    order = np.argsort(-result.test_score.values, axis=1)
+    target = result.test_target.values[:, None]
+    assert result.test_top1 == (order[:, :1] == target).mean()
+    assert result.test_top5 == (order[:, :5] == target).any(1).mean()
+    assert "test_ap" not in result and "test_top1" not in train.fit(tiny_run())
 
 
 @pytest.mark.gpu

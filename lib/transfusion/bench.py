@@ -37,6 +37,7 @@ from transfusion import (
     config,
     data,
     experiments,
+    ingest,
     metrics,
     models,
     reference,
@@ -541,7 +542,7 @@ def _studies(
             tempfile.TemporaryDirectory() as cache,
             mock.patch.dict(os.environ, TRANSFUSION_CACHE=cache),
         ):
-            name = data.ingest("bench", size=64, folder=folder)
+            name = ingest.ingest("bench", size=64, folder=folder)
             optim = config.Optim(steps=steps, evaluations=1, precision=experiments.precision())
             images = config.Data(name=name, size=64)
             train.fit(config.Run(data=images, model=model, init=config.Init(), optim=optim))

@@ -30,17 +30,36 @@ class Claim(NamedTuple):
     decide: Callable[[xr.Dataset], Finding]
 
 
-def _finding(table: pd.DataFrame, name: str, row: pd.Series, unit: str, digits: int) -> Finding:
-    """Decided over all rows, with one row's number and whose it is."""
-    ends = (row[name], row["low"], row["high"], int(row["n"]))
+# Of a claim that no run speaks to; not a test, so it does not count among those corrected for.
+NOTHING = Finding("inconclusive", np.nan, "no run of it succeeded here")
+
+
+def _finding(
+    table: pd.DataFrame, name: str, unit: str, digits: int, whose: object = None
+) -> Finding:
+    """Decided over all rows, with one row's number and whose it is: the clearest unless told."""
+    if table.empty:
+        return NOTHING
+    row = table.loc[whose] if whose in table.index else effects.clearest(table)
     who = row.name if isinstance(row.name, tuple) else (row.name,)
-    whose = ", ".join(figures.title(str(part)) for part in who)
-    words = f"{effects.spread(*ends, digits=digits, unit=unit)}, {whose}"
-    return Finding(*effects.overall(table), words)
+    named = ", ".join(figures.title(str(part)) for part in who)
+    return Finding(*effects.overall(table), f"{_words(row, name, unit, digits)}, {named}")
 
 
-def _points(table: pd.DataFrame, name: str) -> Finding:
-    return _finding(table, name, effects.clearest(table), " points", 1)
+def _words(row: pd.Series, name: str, unit: str, digits: int) -> str:
+    ends = (row[name], row["low"], row["high"], int(row["n"]))
+    return effects.spread(*ends, digits=digits, unit=unit)
+
+
+def _points(table: pd.DataFrame, name: str, whose: object = None) -> Finding:
+    return _finding(table, name, " points", 1, whose)
+
+
+def _rows(table: pd.DataFrame, **labels: object) -> pd.DataFrame:
+    """Those with a label, of which there may be none."""
+    for level, label in labels.items():
+        table = table[table.index.get_level_values(level) == label].droplevel(level)
+    return table
 
 
 def transfer(results: xr.Dataset) -> Finding:
@@ -49,20 +68,17 @@ def transfer(results: xr.Dataset) -> Finding:
 
 def small_networks(results: xr.Dataset) -> Finding:
     table = effects.keeping_up(results)
-    return _finding(table, "difference", table.loc[table["high"].idxmin()], " points", 1)
+    return _points(table, "difference", None if table.empty else table["high"].idxmin())
 
 
 def source_accuracy(results: xr.Dataset) -> Finding:
-    """`holds` if the interval lies within +-0.5: no more than a loose relation."""
     rho = effects.source_rank(results)
-    words = (
-        f"rank correlation {rho.mean:+.2f} [{rho.low:+.2f}, {rho.high:+.2f}] over {rho.n} networks"
-    )
+    if rho.n == 0:
+        return NOTHING
     if rho.n < 4:
-        return Finding("inconclusive", 1.0, f"only {rho.n} networks of one source")
-    loose = -0.5 < rho.low and rho.high < 0.5
-    verdict = "holds" if loose else "differs" if rho.p < metrics.LEVEL else "inconclusive"
-    return Finding(verdict, rho.p, words)
+        return Finding(*effects.loose(rho), f"only {rho.n} networks of one source")
+    ends = f"{rho.mean:+.2f} [{rho.low:+.2f}, {rho.high:+.2f}]"
+    return Finding(*effects.loose(rho), f"rank correlation {ends} over {rho.n} networks")
 
 
 def findings(results: xr.Dataset) -> Finding:
@@ -71,13 +87,12 @@ def findings(results: xr.Dataset) -> Finding:
 
 def little_data(results: xr.Dataset) -> Finding:
     table = effects.interactions(results)
-    least = table.xs(int(results.train_images.min()), level="train_images")
-    return _points(least, "difference")
+    least = table.index.get_level_values("train_images").min()
+    return _points(_rows(table, train_images=least), "difference")
 
 
 def shrinking(results: xr.Dataset) -> Finding:
-    table = effects.slopes(results)
-    return _finding(table, "slope", table.loc[LARGE], " points a doubling", 1)
+    return _finding(effects.slopes(results), "slope", " points a doubling", 1, LARGE)
 
 
 def frozen_features(results: xr.Dataset) -> Finding:
@@ -85,44 +100,45 @@ def frozen_features(results: xr.Dataset) -> Finding:
 
 
 def representations(results: xr.Dataset) -> Finding:
-    table = effects.gap_verdicts(effects.gaps(results))
-    return _finding(table, "gap", table.loc[LARGE], "", 3)
+    return _finding(effects.gap_verdicts(effects.gaps(results)), "gap", "", 3, LARGE)
 
 
 def size(results: xr.Dataset) -> Finding:
-    table = effects.size_effects(results).xs("random", level="init")
-    return _finding(table, "difference", effects.clearest(table), "", 3)
+    return _finding(_rows(effects.size_effects(results), init="random"), "difference", "", 3)
 
 
 def low_reuse(results: xr.Dataset) -> Finding:
-    table = effects.reuse(results)
-    return _finding(table, "low minus rest", table.loc[LARGE], "", 3)
+    return _finding(effects.reuse(results), "low minus rest", "", 3, LARGE)
 
 
 def foretelling(results: xr.Dataset) -> Finding:
     table = effects.foretold(results)
-    row = table.loc[(LARGE, "first", "random, random")]
-    words = effects.spread(row["R2"], row["low"], row["high"], int(row["n"]), 2)
-    return Finding(*effects.foretold_decision(table), f"R² {words}, {figures.title(LARGE)}")
+    mine = (LARGE, "first", "random, random")
+    if mine not in table.index:
+        return NOTHING
+    words = f"R² {_words(table.loc[mine], 'R2', '', 2)}, {figures.title(LARGE)}"
+    return Finding(*effects.foretold_decision(table), words)
 
 
 def moving(results: xr.Dataset) -> Finding:
-    table = effects.further(results)
-    return _finding(table, "further", effects.clearest(table), " % of a filter", 0)
+    return _finding(effects.further(results), "further", " % of a filter", 0)
 
 
 def gabor_filters(results: xr.Dataset) -> Finding:
     """Both halves: none learned from random init, some erased from pretrained weights."""
     table = effects.movements(results)
-    both = pd.concat([effects.gabor_changes(table, init) for init in ("random", "transfer")])
-    most = table.xs("transfer", level="init").drop(index=LARGE)["gabors before"].max()
-    return Finding(
-        *effects.overall(both), f"up to {most:.0f} % of their pretrained filters were Gabors"
-    )
+    halves = [effects.gabor_changes(table, init) for init in effects.BOTH]
+    if any(half.empty for half in halves):
+        return NOTHING
+    most = _rows(table, init="transfer").drop(index=LARGE, errors="ignore")["gabors before"].max()
+    words = f"up to {most:.0f} % of their pretrained filters were Gabors"
+    return Finding(*effects.overall(pd.concat(halves)), words)
 
 
 def scaling(results: xr.Dataset) -> Finding:
-    table = effects.speedups(results).xs("mean_var", level="init")
+    table = _rows(effects.speedups(results), init="mean_var")
+    if table.empty:
+        return NOTHING
     words = "; ".join(
         f"{figures.title(str(m))} {effects.ratio(row)}" for m, row in table.iterrows()
     )
@@ -142,30 +158,35 @@ def low_layers(results: xr.Dataset) -> Finding:
 
 
 def slim_tops(results: xr.Dataset) -> Finding:
-    table = effects.slim(results)
-    return _finding(table, "difference", table.loc[(LARGE, "transfer")], " points", 1)
+    return _points(effects.slim(results), "difference", (LARGE, "transfer"))
 
 
 def made_gabors(results: xr.Dataset) -> Finding:
-    table = effects.synthetic_gabors(results).xs("transfusion:conv1", level="init")
-    return _points(table, "difference")
+    return _points(_rows(effects.synthetic_gabors(results), init="transfusion:conv1"), "difference")
 
 
 def small_in_size_alone(results: xr.Dataset) -> Finding:
     """`holds` if some network of fewer parameters than the large one needs as many multiply-adds.
     Both are counted, so there is nothing to estimate."""
     costs = results[["parameters", "multiply_adds"]].to_dataframe()
+    if LARGE not in costs.index:
+        return NOTHING
     parts = costs / costs.loc[LARGE]
-    row = parts[parts.index != LARGE]["multiply_adds"].idxmax()
-    small, work = parts.loc[row]
+    smaller = parts[parts["parameters"] < 1]
+    if smaller.empty:
+        return NOTHING
+    row = smaller["multiply_adds"].idxmax()
+    small, work = smaller.loc[row]
     words = (
         f"{figures.title(str(row))}: {small:.2f} of the parameters, {work:.2f} of the operations"
     )
-    return Finding("holds" if small < 1 <= work else "differs", np.nan, words)
+    return Finding("holds" if work >= 1 else "differs", np.nan, words)
 
 
 def any_recipe(results: xr.Dataset) -> Finding:
     table = effects.gains_by_variant(results)
+    if table.empty:
+        return NOTHING
     words = "; ".join(
         f"{variant}: {group['gain'].mean():+.1f} points"
         for variant, group in table.groupby(level="variant", sort=False)
@@ -344,12 +365,17 @@ def table(study: str) -> pd.DataFrame:
     rows = {}
     for name, claim in CLAIMS.items():
         try:
-            results = store.open(study, claim.chapter)
+            found = claim.decide(store.open(study, claim.chapter))
         except FileNotFoundError:
             continue
-        if name != "findings" or "finding" in results.dims:
-            rows[name] = claim.decide(results)._asdict()
-    found = pd.DataFrame(rows, index=["verdict", "p", "found"]).T
-    found["adjusted"] = metrics.adjusted(found["p"].to_numpy(float)) if len(found) else []
-    lost = (found["adjusted"] >= metrics.LEVEL) & (found["verdict"] != "inconclusive")
-    return found.assign(alone=found["verdict"], verdict=found["verdict"].mask(lost, "inconclusive"))
+        if found is not NOTHING:
+            rows[name] = found._asdict()
+    return _corrected(pd.DataFrame.from_dict(rows, orient="index", columns=Finding._fields))
+
+
+def _corrected(found: pd.DataFrame) -> pd.DataFrame:
+    p = found["p"].to_numpy(float)
+    adjusted = metrics.adjusted(p) if len(p) else p
+    lost = (adjusted >= metrics.LEVEL) & (found["verdict"] != "inconclusive")
+    verdict = found["verdict"].mask(lost, "inconclusive")
+    return found.assign(p=p, adjusted=adjusted, alone=found["verdict"], verdict=verdict)

@@ -49,11 +49,20 @@ def init_name(name: str) -> str:
 InitName = Annotated[str, AfterValidator(init_name)]
 
 
+# Fields that came after the first results, with the value that these were computed under: at that
+# value they are left out of a key, so that older results keep theirs.
+LATER = {"optimizer": "adam"}
+
+
 def key(spec: Any) -> str:
     """First 12 hex digits of the sha256 of a specification's canonical JSON and SCHEMA."""
-    fields = {"kind": type(spec).__name__, "schema": SCHEMA, **asdict(spec)}
+    fields = {"kind": type(spec).__name__, "schema": SCHEMA, **asdict(spec, dict_factory=_told)}
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _told(fields: list[tuple[str, Any]]) -> dict:
+    return {name: value for name, value in fields if (name, value) not in LATER.items()}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -91,13 +100,13 @@ class Optim:
     """
 
     steps: Count
-    name: Literal["adam", "sgd"] = "adam"
     batch: Count = 32
     lr: Positive = 0.001
     weight_decay: Annotated[float, Field(ge=0)] = 0.0001
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the steps
     evaluations: Count = 20  # points of the learning curve
     precision: Precision = "float32"
+    optimizer: Literal["adam", "sgd"] = "adam"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -90,13 +90,6 @@ def prepare(name: str, *, size: int, n: int | None = None, seed: int = 0, **opti
     return store.read_zarr(prepared_path(ingest.ingest(name, size=size, **options), size))
 
 
-def ingest(name: str, *, size: int, **options) -> str:
-    """`ingest.ingest`, for callers that have not moved there yet."""
-    from transfusion.ingest import ingest
-
-    return ingest(name, size=size, **options)
-
-
 def examples(name: str, *, size: int, columns: int, seed: int = 0) -> np.ndarray:
     """`columns` images of each grade, finding or class of a synthetic set.
 

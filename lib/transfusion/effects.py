@@ -1,7 +1,8 @@
 """What is measured of collected results, and how it is decided (rules in book/scope.md).
 
 An effect is a table, one row a network (or network and init), with its mean, 95 % interval (`low`,
-`high`), `sd` and `n` over seeds, and where a rule decides it, `verdict` and `p`.
+`high`), `sd` and `n` over seeds, and where a rule decides it, `verdict` and `p`. What was not run,
+or never without failing, has no row.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy import stats
 
 from transfusion import config, figures, metrics, similarity
 
@@ -22,9 +24,13 @@ LEARNED = 0.05  # a gain over chance below this is not worth a threshold
 CCA_MARGIN = 0.01  # the gaps of the paper's small networks are at most 0.006
 GABORS = 0.05  # share of filters: one of 20, as many as noise of the 99 % level and a slip give
 DEPTHS = np.linspace(0, 1, 5)  # of the blocks at which networks are compared
+LOOSE = 0.5  # a rank correlation
 LARGE = "resnet50"
+BOTH = ["random", "transfer"]
+SIGNS = {"transfer": 100.0, "random": -100.0}  # of a gain in points
 
 Decide = Callable[[metrics.Interval], metrics.Decision]
+Arms = list[tuple[float, xr.Dataset]]  # with their weights in a sum
 
 
 # --- differences in test AUC -----------------------------------------------------------------
@@ -49,33 +55,41 @@ def gains(results: xr.Dataset) -> pd.DataFrame:
 
     The interval covers other seeds and, where scores are kept, other test patients.
     """
+    results = _having(results, init=BOTH)
     rows = []
     for model in results.model.values:
         one = results.sel(model=model)
         row = contrast(one.sel(init="transfer"), one.sel(init="random"), "gain", equivalent)
         rows.append({"model": model, **_means(100 * one["test_auc"]), **row})
-    return pd.DataFrame(rows).set_index("model")
+    return _table(rows, ["model"], "gain")
 
 
 def contrast(one: xr.Dataset, other: xr.Dataset, name: str, decide: Decide) -> dict:
     """One arm's test AUC minus another's, in points, paired over seeds; patients count too."""
-    effect = metrics.interval((100 * (one["test_auc"] - other["test_auc"])).values)
-    if "score" in one:
-        error, patients = _patients([(1, one), (-1, other)])
-        effect = metrics.with_patients(effect, 100 * error, patients)
-    return effect_row(name, effect, decide)
+    return effect_row(name, combined([(100, one), (-100, other)]), decide)
 
 
-def _patients(arms: list[tuple[int, xr.Dataset]]) -> tuple[float, int]:
-    """What a weighted sum of mean AUCs owes to its test patients (DeLong, clustered)."""
-    first = arms[0][1]
-    target = first["target"].transpose(..., "image").values
-    placed = 0
-    for weight, arm in arms:
-        scores = arm["score"].transpose("seed", ..., "image")
-        scores = scores.dropna("seed", how="all").values  # failed runs
-        placed = placed + weight * metrics.placements(target, scores).mean(0)
-    return metrics.patients_error(target, np.asarray(placed), first["patient"].values)
+def combined(arms: Arms) -> metrics.Interval:
+    """A weighted sum of arms' test AUCs: paired over seeds, less those in which any arm failed.
+
+    Where scores are kept, the interval is wider by what the same sum owes to its test patients
+    (DeLong, clustered).
+    """
+    auc = np.stack([weight * arm["test_auc"].values for weight, arm in arms]).sum(0)
+    effect = metrics.interval(auc)
+    if "score" not in arms[0][1] or effect.n < 2:
+        return effect
+    target = arms[0][1]["target"].transpose(..., "image").values
+    scores = [arm["score"].transpose("seed", ..., "image").values for _, arm in arms]
+    scored = [np.isfinite(s).reshape(len(s), -1).all(1) for s in scores]
+    there = np.isfinite(auc) & np.logical_and.reduce(scored)
+    if not there.any():
+        return effect
+    placed = np.zeros(scores[0].shape[1:])
+    for (weight, _), score in zip(arms, scores, strict=True):
+        placed = placed + weight * metrics.placements(target, score[there]).mean(0)
+    error = metrics.patients_error(target, placed, arms[0][1]["patient"].values)
+    return metrics.with_patients(effect, *error)
 
 
 def finding_gains(results: xr.Dataset) -> pd.DataFrame:
@@ -85,50 +99,68 @@ def finding_gains(results: xr.Dataset) -> pd.DataFrame:
     any effect, is by it.
     """
     rows = []
-    for model, finding in itertools.product(results.model.values, results.finding.values):
-        one = _of_finding(results.sel(model=model, finding=finding))
-        row = contrast(one.sel(init="transfer"), one.sel(init="random"), "gain", above)
-        rows.append({"model": model, "finding": finding, **row})
-    table = pd.DataFrame(rows).set_index(["model", "finding"])
-    table["adjusted"] = metrics.adjusted(table["p"].to_numpy())
+    for finding in _findings(results):
+        one = _of_finding(results, finding)
+        rows += [
+            {"model": model, "finding": finding, **effect_row("gain", combined(arms), above)}
+            for model, arms in _gain_arms(one).items()
+        ]
+    rows.sort(key=lambda row: list(results.model.values).index(row["model"]))
+    table = _table(rows, ["model", "finding"], "gain")
+    table["adjusted"] = metrics.adjusted(table["p"].to_numpy()) if len(table) else table["p"]
     up = np.where(table["gain"] > 0, "up", "down")
     table["verdict"] = np.where(table["adjusted"] < metrics.LEVEL, up, "inconclusive")
     return table
 
 
-def _of_finding(one: xr.Dataset) -> xr.Dataset:
+def _findings(results: xr.Dataset) -> list[str]:
+    """None where a task has but one question, or no scores were kept."""
+    return list(results.finding.values) if "finding" in results.dims else []
+
+
+def _of_finding(results: xr.Dataset, finding: str) -> xr.Dataset:
     """With the test AUC of one finding in place of the mean over all."""
+    one = _having(results.sel(finding=finding), init=BOTH)
     target = one["target"].values
-    auc = xr.apply_ufunc(
-        lambda scores: metrics.aucs(target[:, None], scores[:, None])[0],
+    placed = xr.apply_ufunc(
+        lambda scores: metrics.placements(target, scores),
         one["score"],
         input_core_dims=[["image"]],
-        vectorize=True,
+        output_core_dims=[["image"]],
     )
+    auc = placed.isel(image=target > 0).mean("image")
     return one.assign(test_auc=auc.where(one["test_auc"].notnull()))
+
+
+def _gain_arms(one: xr.Dataset) -> dict[str, Arms]:
+    """Of each model that has both: transfer less random, in points."""
+    return {
+        model: [(sign, one.sel(model=model, init=init)) for init, sign in SIGNS.items()]
+        for model in one.model.values
+        if all(_ran(one.sel(model=model), init) for init in BOTH)
+    }
 
 
 def mean_finding_gains(results: xr.Dataset) -> pd.DataFrame:
     """Each finding's gain as a mean over models, and whether its sign is the paper's (E5)."""
     rows = []
-    for finding in [f for f in results.finding.values if str(f).lower() in PAPER_SIGNS]:
-        one = _of_finding(results.sel(finding=finding))
-        gain = 100 * (one["test_auc"].sel(init="transfer") - one["test_auc"].sel(init="random"))
-        effect = metrics.interval(gain.mean("model").values)
-        arms = [
-            (sign, one.sel(model=model, init=init))
-            for model in one.model.values
-            for sign, init in ((1, "transfer"), (-1, "random"))
-        ]
-        error, patients = _patients(arms)
-        effect = metrics.with_patients(effect, 100 * error / one.sizes["model"], patients)
+    for finding in [f for f in _findings(results) if str(f).lower() in PAPER_SIGNS]:
+        by_model = _gain_arms(_of_finding(results, finding))
+        arms = [(w / len(by_model), arm) for pair in by_model.values() for w, arm in pair]
         sign = PAPER_SIGNS[str(finding).lower()]
-        rows.append({"finding": finding, **effect_row("gain", effect, _signed(sign))})
-    return pd.DataFrame(rows).set_index("finding")
+        if arms:
+            rows.append({"finding": finding, **effect_row("gain", combined(arms), _signed(sign))})
+    return _table(rows, ["finding"], "gain")
 
 
 # Of Table 2 as the paper's text sums it up.
-PAPER_SIGNS = {"edema": 1, "effusion": 1, "cardiomegaly": -1, "consolidation": -1}
+PAPER_SIGNS = {
+    "edema": 1,
+    "effusion": 1,
+    "pleural effusion": 1,
+    "cardiomegaly": -1,
+    "consolidation": -1,
+}
 
 
 def _signed(sign: int) -> Decide:
@@ -144,13 +176,14 @@ def keeping_up(results: xr.Dataset, reference: str = LARGE) -> pd.DataFrame:
 
     `holds` if the interval lies above minus the margin: not worse by more than that.
     """
+    results = _having(results, model=[reference])
     rows = []
     for model in [m for m in results.model.values if m != reference]:
         for init in results.init.values:
             one, other = (results.sel(model=m, init=init) for m in (model, reference))
             row = contrast(one, other, "difference", not_worse)
             rows.append({"model": model, "init": init, **row})
-    return pd.DataFrame(rows).set_index(["model", "init"])
+    return _table(rows, ["model", "init"], "difference")
 
 
 def source_rank(results: xr.Dataset) -> metrics.Correlation:
@@ -158,12 +191,29 @@ def source_rank(results: xr.Dataset) -> metrics.Correlation:
     transfer (E4); of networks pretrained on the same source."""
     if "source_auc" not in results:
         return metrics.rank_correlation(np.array([]), np.array([]))
-    target = results["test_auc"].sel(init="transfer").mean("seed")
+    target = _having(results, init=BOTH)["test_auc"].sel(init="transfer").mean("seed")
     return metrics.rank_correlation(results["source_auc"].values, target.values)
 
 
+def loose(rho: metrics.Correlation) -> metrics.Decision:
+    """`holds` if the interval lies within +-LOOSE: no more than a loose relation, which takes 16
+    networks at least. `differs` if it does not, and there is a relation."""
+    if rho.n < 4 or np.isnan(rho.mean):
+        return metrics.Decision("inconclusive", 1.0)
+    inside = np.arctanh(LOOSE) - np.arctanh(min(abs(rho.mean), 1 - 1e-9))
+    p = min(1.0, 2 * float(stats.norm.sf(inside * np.sqrt(rho.n - 3))))
+    if p < metrics.LEVEL:
+        return metrics.Decision("holds", p)
+    return metrics.Decision("differs" if rho.p < metrics.LEVEL else "inconclusive", rho.p)
+
+
 def clearest(table: pd.DataFrame) -> pd.Series:
-    """The row whose interval lies farthest from 0: the one that decides, not the largest mean."""
+    """The row whose interval lies farthest from 0: the one that decides, not the largest mean.
+
+    Raises ValueError for a table without rows.
+    """
+    if table.empty:
+        raise ValueError("expected an effect, got a table without rows: nothing ran, or all failed")
     return table.loc[np.maximum(table["low"], -table["high"]).idxmax()]
 
 
@@ -173,81 +223,77 @@ def clearest(table: pd.DataFrame) -> pd.Series:
 def gains_by_size(results: xr.Dataset) -> pd.DataFrame:
     """`gains` for each number of training images (E6)."""
     parts = {int(n): gains(results.sel(train_images=n)) for n in results.train_images.values}
-    return pd.concat(parts, names=["train_images"]).reorder_levels(["model", "train_images"])
+    return _stacked(parts, "train_images")
 
 
 def interactions(results: xr.Dataset, large: str = LARGE) -> pd.DataFrame:
     """How much more the large network gains from transfer than each other, points of AUC, at each
     number of training images (E6). `holds` if above 0."""
+    results = _having(results, model=[large], init=BOTH)
     rows = []
     for size, model in itertools.product(results.train_images.values, results.model.values):
         if model == large:
             continue
         one = results.sel(train_images=size)
         arms = [
-            (1, one.sel(model=large, init="transfer")),
-            (-1, one.sel(model=large, init="random")),
-            (-1, one.sel(model=model, init="transfer")),
-            (1, one.sel(model=model, init="random")),
+            (weight * sign, one.sel(model=name, init=init))
+            for weight, name in ((1, large), (-1, model))
+            for init, sign in SIGNS.items()
         ]
-        values = sum(weight * 100 * arm["test_auc"] for weight, arm in arms)
-        error, patients = _patients(arms)
-        effect = metrics.with_patients(metrics.interval(values.values), 100 * error, patients)
-        row = effect_row("difference", effect, above)
+        row = effect_row("difference", combined(arms), above)
         rows.append({"model": model, "train_images": int(size), **row})
-    return pd.DataFrame(rows).set_index(["model", "train_images"])
+    return _table(rows, ["model", "train_images"], "difference")
 
 
 def slopes(results: xr.Dataset) -> pd.DataFrame:
     """Change of the gain from transfer with each doubling of the training set, points of AUC, by
-    model (E7): a least-squares slope a seed. `holds` if below 0: the gain shrinks."""
-    doublings = np.log2(results.train_images.values)
-    auc = 100 * results["test_auc"].transpose("seed", "train_images", ...)
-    gain = auc.sel(init="transfer") - auc.sel(init="random")
+    model (E7): the least-squares slope, over seeds that have all its sizes. `holds` if below 0: the
+    gain shrinks."""
+    results = _having(results, init=BOTH)
+    there = results["test_auc"].sel(init=BOTH).notnull().any("seed").all("init")
     rows = []
     for model in results.model.values:
-        values = [np.polyfit(doublings, row, 1)[0] for row in gain.sel(model=model).values]
-        rows.append({"model": model, **effect_row("slope", metrics.interval(values), _signed(-1))})
-    return pd.DataFrame(rows).set_index("model")
+        one = results.sel(model=model)
+        sizes = one.train_images.values[there.sel(model=model).values]
+        if len(sizes) < 2:
+            continue
+        doublings = np.log2(sizes) - np.log2(sizes).mean()
+        arms = [
+            (weight * sign, one.sel(train_images=size, init=init))
+            for size, weight in zip(sizes, doublings / (doublings**2).sum(), strict=True)
+            for init, sign in SIGNS.items()
+        ]
+        rows.append({"model": model, **effect_row("slope", combined(arms), _signed(-1))})
+    return _table(rows, ["model"], "slope")
 
 
 def fine_tuning(results: xr.Dataset) -> pd.DataFrame:
-    """Fine-tuned minus frozen pretrained features, test AUC in points, by model and number of
-    training images (E7). `holds` if above 0."""
+    """Fine-tuned minus frozen pretrained features, test AUC in points, by model, number of training
+    images and how much is frozen (E7). `holds` if above 0."""
+    results = _having(results, init=BOTH)
+    frozen = [i for i in results.init.values if str(i).startswith("frozen:")]
+    sizes = results.train_images.values
     rows = []
-    for model, size in itertools.product(results.model.values, results.train_images.values):
+    for model, size, init in itertools.product(results.model.values, sizes, frozen):
         one = results.sel(model=model, train_images=size)
-        frozen = [i for i in one.init.values if str(i).startswith("frozen") and _ran(one, i)]
-        for init in frozen:
-            row = contrast(one.sel(init="transfer"), one.sel(init=init), "difference", above)
-            rows.append({"model": model, "train_images": int(size), **row})
-    return pd.DataFrame(rows).set_index(["model", "train_images"])
-
-
-def _ran(one: xr.Dataset, init: str) -> bool:
-    """Whether a model has this init: not every network of a chapter need have each."""
-    return bool(one["auc"].sel(init=init).notnull().any())
+        row = contrast(one.sel(init="transfer"), one.sel(init=init), "difference", above)
+        rows.append({"model": model, "train_images": int(size), "init": init, **row})
+    return _table(rows, ["model", "train_images", "init"], "difference")
 
 
 # --- similarity ------------------------------------------------------------------------------
 
 
 def gaps(results: xr.Dataset, top: int = 2, measure: str = "cca") -> pd.DataFrame:
-    """Similarity random-random minus random-transfer over the `top` blocks, above chance (E8).
-
-    One value a seed: a random network against the other random ones, and against the transferred
-    ones. Seeds share partners, so the interval over seeds is a little too narrow.
-    """
+    """Similarity random-random minus random-transfer over the `top` blocks, above chance (E8), with
+    an interval over seeds."""
     rows = []
     for model in results.model.values:
         one = figures.blocks_of(results, model, measure)
-        excess = _excess(one).isel(block=slice(-top, None)).mean("block")
-        alike = _by_seed(excess, one, "random", "random")
-        apart = _by_seed(excess, one, "random", "transfer")
-        effect = metrics.interval(alike - apart)
-        row = {"model": model, "random, random": alike.mean(), "random, transfer": apart.mean()}
-        rows.append({**row, "null": _top_null(one, top), **effect_row("gap", effect)})
-    return pd.DataFrame(rows).set_index("model")
+        pairs = _top_pairs(one, top)
+        row = {"model": model, **_kinds(pairs), "null": _top_null(one, top)}
+        rows.append({**row, **effect_row("gap", _over_seeds(pairs, _gap))})
+    return _table(rows, ["model"], "gap")
 
 
 def _excess(one: xr.Dataset) -> xr.DataArray:
@@ -255,22 +301,46 @@ def _excess(one: xr.Dataset) -> xr.DataArray:
     return one["corrected"] - one["corrected_null"]
 
 
+def _top_pairs(one: xr.Dataset, top: int) -> pd.DataFrame:
+    """Mean over the top blocks of each pair that has a random network, and its seeds."""
+    excess = _excess(one).isel(block=slice(-top, None)).mean("block")
+    parts = []
+    for kind in BOTH:
+        chosen = figures.between(one, "random", kind)
+        ends = {"a": one.seed_a.values[chosen], "b": one.seed_b.values[chosen]}
+        parts.append(pd.DataFrame({"kind": kind, **ends, "value": excess.values[chosen]}))
+    return pd.concat(parts).dropna()
+
+
+def _kinds(pairs: pd.DataFrame) -> dict[str, float]:
+    return {f"random, {k}": pairs["value"][pairs["kind"] == k].mean() for k in BOTH}
+
+
+def _gap(pairs: pd.DataFrame) -> float:
+    alike, apart = _kinds(pairs).values()
+    return alike - apart
+
+
+def _over_seeds(
+    pairs: pd.DataFrame, statistic: Callable[[pd.DataFrame], float]
+) -> metrics.Interval:
+    """A statistic of pairs of networks (columns `a` and `b` are their seeds) by the jackknife.
+
+    A network is in many pairs, so pairs are no repetitions of each other, and neither are means
+    over the pairs of a seed; each seed is left out in turn, with all pairs that it is in (Arvesen,
+    Ann. Math. Stat. 40:2076, 1969). Noise of single pairs alone is overrated, at most doubled.
+    """
+    seeds = sorted({*pairs["a"], *pairs["b"]})
+    whole, n = statistic(pairs), len(seeds)
+    parts = [statistic(pairs[(pairs["a"] != s) & (pairs["b"] != s)]) for s in seeds]
+    if not np.isfinite(parts).all() or n < 2:
+        return metrics.Interval(whole, -np.inf, np.inf, np.nan, n)
+    return metrics.interval(whole + (n - 1) * (np.mean(parts) - np.array(parts)))
+
+
 def _top_null(one: xr.Dataset, top: int) -> float:
     between = figures.between(one, "random", "random") | figures.between(one, "random", "transfer")
     return float(one["corrected_null"].isel(block=slice(-top, None), pair=between).mean())
-
-
-def _by_seed(excess: xr.DataArray, one: xr.Dataset, a: str, b: str) -> np.ndarray:
-    """Mean over partners, for each seed of the random network (all pairs that it is part of)."""
-    chosen = one.isel(pair=figures.between(one, a, b))
-    values = excess.isel(pair=figures.between(one, a, b)).values
-    seeds = np.unique(one.seed_a.values)
-    member = [
-        ((chosen.init_a == "random") & (chosen.seed_a == s)).values
-        | ((chosen.init_b == "random") & (chosen.seed_b == s)).values
-        for s in seeds
-    ]
-    return np.array([values[m].mean() for m in member])
 
 
 def thin_blocks(results: xr.Dataset) -> str:
@@ -300,16 +370,18 @@ def kept(results: xr.Dataset, measure: str = "cca") -> xr.DataArray:
     """Similarity of each network to itself before training, above chance: (model, init, seed,
     depth), at depths from 0, its first block, to 1, its last, so that networks can be compared."""
     models, inits = results.model.values, list(dict.fromkeys(results.init_a.values))
-    found = []
-    for model in models:
+    seeds = sorted(set(results.seed_a.values), key=int)
+    shape = (len(models), len(inits), len(seeds), len(DEPTHS))
+    coords = {"model": models, "init": inits, "seed": list(map(int, seeds)), "depth": DEPTHS}
+    found = xr.DataArray(np.full(shape, np.nan), coords, tuple(coords))
+    for model, init in itertools.product(models, inits):
         one = figures.blocks_of(results, model, measure)
+        one = one.isel(pair=figures.before_after(one, init))
         place = np.linspace(0, 1, one.sizes["block"])
-        for init in inits:
-            rows = _excess(one).isel(pair=figures.before_after(one, init)).transpose("pair", ...)
-            found.append([np.interp(DEPTHS, place, row) for row in rows.values])
-    values = np.reshape(found, (len(models), len(inits), -1, len(DEPTHS)))
-    coords = {"model": models, "init": inits, "seed": range(values.shape[2]), "depth": DEPTHS}
-    return xr.DataArray(values, coords, ("model", "init", "seed", "depth"))
+        for seed, row in zip(one.seed_a.values, _excess(one).transpose("pair", ...), strict=True):
+            if len(place):
+                found.loc[model, init, int(seed)] = np.interp(DEPTHS, place, row)
+    return found
 
 
 def stays_low(results: xr.Dataset) -> pd.DataFrame:
@@ -325,7 +397,9 @@ def stays_low(results: xr.Dataset) -> pd.DataFrame:
 def reuse(results: xr.Dataset) -> pd.DataFrame:
     """The excess that pretrained networks keep over random ones, lowest two places minus the rest,
     by model (E9). `holds` if the interval lies above 0."""
-    gap = kept(results).sel(init="transfer", drop=True) - kept(results).sel(init="random")
+    found = kept(results)
+    found = found.reindex(init=BOTH)
+    gap = found.sel(init="transfer", drop=True) - found.sel(init="random", drop=True)
     low, rest = gap.isel(depth=slice(0, 2)), gap.isel(depth=slice(2, None))
     return _paired({"model": gap.model}, low.mean("depth") - rest.mean("depth"), "low minus rest")
 
@@ -348,22 +422,37 @@ def _paired(labels: dict[str, xr.DataArray], values: xr.DataArray, name: str) ->
         chosen = dict(zip(labels, combination, strict=True))
         effect = metrics.interval(values.sel(chosen).values)
         rows.append({**chosen, **effect_row(name, effect, above)})
-    return pd.DataFrame(rows).set_index(list(labels))
+    return _table(rows, list(labels), name)
 
 
 def foretold(results: xr.Dataset) -> pd.DataFrame:
     """R2 between how well each neuron is predicted from another network before and after training
-    (E11), by model, block (first and last) and kind of pair; over pairs of networks."""
+    (E11), by model, block (first and last) and kind of pair; mean over pairs of networks, with an
+    interval over seeds."""
     rows = []
     for model in results.model.values:
         one = figures.blocks_of(results, model, "cca")
-        for place, block in (("first", 0), ("last", -1)):
-            for kind in ("random", "transfer"):
-                before, after = figures.neurons(one.isel(block=block), kind)
-                pairs = [_r2(x, y) for x, y in zip(before, after, strict=True)]
+        for (place, block), kind in itertools.product({"first": 0, "last": -1}.items(), BOTH):
+            if one.sizes["block"]:
+                effect = _over_seeds(_foretold_pairs(one.isel(block=block), kind), _mean)
                 row = {"model": model, "block": place, "kind": f"random, {kind}"}
-                rows.append({**row, **effect_row("R2", metrics.interval(np.array(pairs)))})
-    return pd.DataFrame(rows).set_index(["model", "block", "kind"])
+                rows.append({**row, **effect_row("R2", effect)})
+    return _table(rows, ["model", "block", "kind"], "R2")
+
+
+def _foretold_pairs(one: xr.Dataset, kind: str) -> pd.DataFrame:
+    """R2 of each pair of networks in one block, and their seeds."""
+    before, after = figures.neurons(one, kind)
+    chosen = one.isel(pair=figures.between(one, "random", kind))
+    # The order of `figures.neurons`.
+    order = np.lexsort([chosen.seed_b, chosen.init_b, chosen.seed_a, chosen.init_a])
+    values = [_r2(x, y) for x, y in zip(before, after, strict=True)]
+    ends = {"a": chosen.seed_a.values[order], "b": chosen.seed_b.values[order]}
+    return pd.DataFrame({**ends, "value": np.array(values, float)}).dropna()
+
+
+def _mean(pairs: pd.DataFrame) -> float:
+    return float(pairs["value"].mean())
 
 
 def _r2(x: np.ndarray, y: np.ndarray) -> float:
@@ -376,14 +465,17 @@ def _r2(x: np.ndarray, y: np.ndarray) -> float:
 def foretold_decision(table: pd.DataFrame, large: str = LARGE) -> metrics.Decision:
     """Whether the large network's first block, from random init, is foretold better than its last
     block, and than the first block of every other network (Welch's t test for each)."""
-    alike = table.xs("random, random", level="kind")
+    alike = table[table.index.get_level_values("kind") == "random, random"].droplevel("kind")
+    if (large, "first") not in alike.index:
+        return metrics.Decision("inconclusive", np.nan)
     mine = as_interval(alike.loc[(large, "first")], "R2")
     rest = alike.drop(index=[(large, "first")])
     rest = rest[(rest.index.get_level_values("block") == "first") | (rest.index == (large, "last"))]
     rows = [
-        effect_row("more", _welch(mine, as_interval(r, "R2")), above) for _, r in rest.iterrows()
+        {"to": place, **effect_row("more", _welch(mine, as_interval(row, "R2")), above)}
+        for place, row in rest.iterrows()
     ]
-    return overall(pd.DataFrame(rows))
+    return overall(_table(rows, ["to"], "more"))
 
 
 def _welch(a: metrics.Interval, b: metrics.Interval) -> metrics.Interval:
@@ -407,13 +499,13 @@ def movements(results: xr.Dataset) -> pd.DataFrame:
         row = {**chosen, "gabors before": float(before.mean()), "gabors after": float(after.mean())}
         row |= {"moved": far.mean, "moved low": far.low, "moved high": far.high}
         rows.append(row | effect_row("change", change))
-    return pd.DataFrame(rows).set_index(["model", "init"])
+    return _table(rows, ["model", "init"], "change")
 
 
-def further(results: xr.Dataset, large: str = "resnet50") -> pd.DataFrame:
+def further(results: xr.Dataset, large: str = LARGE) -> pd.DataFrame:
     """How much further the filters of each small network move than the large one's, percent of
     their length, by init (E12). `holds` if the interval over seeds lies above 0."""
-    far = 100 * results["moved"].mean("filter")
+    far = 100 * _having(results, model=[large])["moved"].mean("filter")
     others = far.drop_sel(model=large)
     difference = others - far.sel(model=large, drop=True)
     return _paired({"model": others.model, "init": others.init}, difference, "further")
@@ -423,12 +515,18 @@ def gabor_changes(table: pd.DataFrame, init: str, large: str = LARGE) -> pd.Data
     """Small networks, by model: from random init the share of Gabors stays within GABORS of what
     it was, and from pretrained weights some are lost (the paper's Figure 5)."""
     rows = []
-    for model, row in table.xs(init, level="init").drop(index=large).iterrows():
-        effect = as_interval(row, "change")
-        none = metrics.decide_equivalent(effect, 100 * GABORS)
-        decision = none if init == "random" else _signed(-1)(effect)
-        rows.append({"model": model, "change": effect.mean, **decision._asdict()})
-    return pd.DataFrame(rows).set_index("model")
+    for (model, start), row in table.iterrows():
+        if start == init and model != large:
+            decide = no_gabors if init == "random" else _signed(-1)
+            rows.append(
+                {"model": model, **effect_row("change", as_interval(row, "change"), decide)}
+            )
+    return _table(rows, ["model"], "change")
+
+
+def no_gabors(effect: metrics.Interval) -> metrics.Decision:
+    """In percent of the filters: none learned or lost beyond GABORS."""
+    return metrics.decide_equivalent(effect, 100 * GABORS)
 
 
 # --- convergence -----------------------------------------------------------------------------
@@ -438,7 +536,7 @@ def level(results: xr.Dataset, model: str) -> float:
     """The AUC that counts as converged: REACH of the random init's mean final gain over chance, or
     of transfer's where random init did not learn; nan where neither did."""
     final = results["auc"].sel(model=model).isel(step=-1).mean("seed")
-    for init in ("random", "transfer"):
+    for init in BOTH:
         gain = final.sel(init=init).item() - 0.5 if init in final.init else 0.0
         if gain >= LEARNED:
             return 0.5 + REACH * gain
@@ -454,17 +552,21 @@ def speedups(results: xr.Dataset) -> pd.DataFrame:
     rows = []
     for model in results.model.values:
         one = results.sel(model=model)
-        for init in [i for i in one.init.values if i != "random" and _ran(one, i)]:
-            rows.append({"model": model, "init": init, **faster(results, model, "random", init)})
-    return pd.DataFrame(rows).set_index(["model", "init"])
+        for init in [i for i in one.init.values if _ran(one, "random") and _ran(one, i)]:
+            if init != "random":
+                row = faster(results, model, "random", init)
+                rows.append({"model": model, "init": init, **row})
+    # Without a level nothing is measured, which is an answer.
+    rows = [row for row in rows if row["n"] or np.isnan(row["level"])]
+    return _frame(rows, ["model", "init"], "speed-up")
 
 
 def faster(results: xr.Dataset, model: str, slow: str, fast: str) -> dict:
     """One row of `speedups`: steps of one init over those of another."""
-    goal = level(results, model)
-    steps = figures.reached(results.sel(model=model), goal)
-    if np.isnan(goal):
-        steps = steps * np.nan
+    goal, one = level(results, model), results.sel(model=model)
+    steps = figures.reached(one, goal)
+    # A failed run is not one that never gets there.
+    steps = steps.where(one["auc"].notnull().any("step") & np.isfinite(goal))
     end = float(results.step[-1])
     found = metrics.speedup(steps.sel(init=slow).values, steps.sel(init=fast).values, end)
     ends = {n: 2.0 ** getattr(found.log2, n) for n in ("low", "high")}
@@ -478,17 +580,20 @@ def ahead(results: xr.Dataset) -> xr.DataArray:
     return 100 * results["auc"].mean("step")
 
 
+def _lead(area: xr.DataArray, init: str, other: str) -> metrics.Interval:
+    """How far one init is `ahead` of another, paired over seeds."""
+    return metrics.interval((area.sel(init=init) - area.sel(init=other)).values)
+
+
 def variants(results: xr.Dataset, than: str = "batch_norm") -> pd.DataFrame:
     """Mean Var against the control that keeps pretrained batch norm over random weights, by model:
     mean validation AUC over training, in points (E14). `holds` if Mean Var is ahead."""
-    area = ahead(results)
-    models = [m for m in results.model.values if _ran(results.sel(model=m), than)]
+    area = ahead(_having(results, init=["mean_var", than]))
     rows = []
-    for model in models:
-        one = area.sel(model=model)
-        effect = metrics.interval((one.sel(init="mean_var") - one.sel(init=than)).values)
+    for model in results.model.values:
+        effect = _lead(area.sel(model=model), "mean_var", than)
         rows.append({"model": model, **effect_row("difference", effect, above)})
-    return pd.DataFrame(rows).set_index("model")
+    return _table(rows, ["model"], "difference")
 
 
 # --- transfusion and hybrids -----------------------------------------------------------------
@@ -496,26 +601,31 @@ def variants(results: xr.Dataset, than: str = "batch_norm") -> pd.DataFrame:
 
 def prefixes(one: xr.Dataset) -> list[str]:
     """The inits of one model from nothing pretrained to everything, block by block."""
-    cuts = [str(i) for i in one.init.values if str(i).startswith("transfusion:") and _ran(one, i)]
-    return ["random", *cuts, "transfer"]
+    return ["random", *_blockwise(one, "transfusion"), "transfer"]
+
+
+def _blockwise(one: xr.Dataset, base: str) -> list[str]:
+    """The inits of one model that are written `base:block`, in their order."""
+    return [str(i) for i in one.init.values if str(i).startswith(f"{base}:") and _ran(one, i)]
 
 
 def marginal(results: xr.Dataset) -> pd.DataFrame:
     """What each further pretrained block adds, by model: points of mean validation AUC over
     training (E15)."""
+    results = _having(results, init=BOTH)
     rows = []
     for model in results.model.values:
         one = results.sel(model=model)
         for without, with_ in itertools.pairwise(prefixes(one)):
-            both = ahead(one).sel(init=[without, with_])
-            effect = metrics.interval(both.diff("init").values)
+            effect = _lead(ahead(one), with_, without)
             rows.append({"model": model, "init": with_, **effect_row("added", effect, above)})
-    return pd.DataFrame(rows).set_index(["model", "init"])
+    return _table(rows, ["model", "init"], "added")
 
 
 def first_block(results: xr.Dataset) -> pd.DataFrame:
     """What the first pretrained block adds, minus what each later one adds (E15). `holds` if above
     0."""
+    results = _having(results, init=BOTH)
     rows = []
     for model in results.model.values:
         one = results.sel(model=model)
@@ -523,7 +633,7 @@ def first_block(results: xr.Dataset) -> pd.DataFrame:
         for init in added.init.values[1:]:
             effect = metrics.interval((added.isel(init=0) - added.sel(init=init)).values)
             rows.append({"model": model, "init": init, **effect_row("difference", effect, above)})
-    return pd.DataFrame(rows).set_index(["model", "init"])
+    return _table(rows, ["model", "init"], "difference")
 
 
 def low_against_many(results: xr.Dataset) -> pd.DataFrame:
@@ -532,30 +642,29 @@ def low_against_many(results: xr.Dataset) -> pd.DataFrame:
     rows = []
     for model in results.model.values:
         one = results.sel(model=model)
-        last = [str(i) for i in one.init.values if str(i).startswith("suffix:") and _ran(one, i)]
-        if last:
-            low, high = prefixes(one)[1], last[-1]
-            effect = metrics.interval((ahead(one).sel(init=low) - ahead(one).sel(init=high)).values)
-            rows.append({"model": model, "init": high, **effect_row("difference", effect, above)})
-    return pd.DataFrame(rows, columns=rows[0] if rows else ["model", "init"]).set_index(
-        ["model", "init"]
-    )
+        first, last = _blockwise(one, "transfusion")[:1], _blockwise(one, "suffix")[-1:]
+        for low, high in zip(first, last, strict=False):
+            row = effect_row("difference", _lead(ahead(one), low, high), above)
+            rows.append({"model": model, "init": high, **row})
+    return _table(rows, ["model", "init"], "difference")
 
 
 def slim(results: xr.Dataset) -> pd.DataFrame:
     """Slim ResNet-50 with two pretrained blocks minus others, test AUC in points (E17): against
     full transfer (`holds` within the margin), and against its own random init (`holds` above 0)."""
-    hybrid = results.sel(model=config.SLIM, init="transfusion:block2")
+    cut = "transfusion:block2"
+    results = _having(results, model=[config.SLIM, LARGE], init=[*BOTH, cut])
+    hybrid = results.sel(model=config.SLIM, init=cut)
     others = {
         (LARGE, "transfer"): equivalent,
-        (LARGE, "transfusion:block2"): equivalent,
+        (LARGE, cut): equivalent,
         (config.SLIM, "random"): above,
     }
     rows = []
     for (model, init), decide in others.items():
         row = contrast(hybrid, results.sel(model=model, init=init), "difference", decide)
         rows.append({"model": model, "init": init, **row})
-    return pd.DataFrame(rows).set_index(["model", "init"])
+    return _table(rows, ["model", "init"], "difference")
 
 
 def synthetic_gabors(results: xr.Dataset) -> pd.DataFrame:
@@ -563,13 +672,12 @@ def synthetic_gabors(results: xr.Dataset) -> pd.DataFrame:
     validation AUC over training (E18). Against the pretrained first layer, `holds` within the
     margin; against a Gaussian one of the same moments and against random init, above 0."""
     others = {"transfusion:conv1": equivalent, "mean_var:conv1": above, "random": above}
+    area = ahead(_having(results, init=["gabor", *others]))
     rows = []
-    for model in [m for m in results.model.values if _ran(results.sel(model=m), "gabor")]:
-        area = ahead(results.sel(model=model))
-        for init, decide in others.items():
-            effect = metrics.interval((area.sel(init="gabor") - area.sel(init=init)).values)
-            rows.append({"model": model, "init": init, **effect_row("difference", effect, decide)})
-    return pd.DataFrame(rows).set_index(["model", "init"])
+    for model, (init, decide) in itertools.product(results.model.values, others.items()):
+        effect = _lead(area.sel(model=model), "gabor", init)
+        rows.append({"model": model, "init": init, **effect_row("difference", effect, decide)})
+    return _table(rows, ["model", "init"], "difference")
 
 
 # --- other conditions ------------------------------------------------------------------------
@@ -578,7 +686,7 @@ def synthetic_gabors(results: xr.Dataset) -> pd.DataFrame:
 def gains_by_variant(results: xr.Dataset) -> pd.DataFrame:
     """`gains` under each variant of the recipe (E19)."""
     parts = {str(v): gains(results.sel(variant=v)) for v in results.variant.values}
-    return pd.concat(parts, names=["variant"]).reorder_levels(["model", "variant"])
+    return _stacked(parts, "variant")
 
 
 def speedups_by_variant(results: xr.Dataset) -> pd.DataFrame:
@@ -586,21 +694,63 @@ def speedups_by_variant(results: xr.Dataset) -> pd.DataFrame:
     parts = {}
     for variant in results.variant.values:
         one = results.sel(variant=variant).dropna("step", how="all", subset=["auc"])
-        parts[str(variant)] = speedups(one).xs("mean_var", level="init")
-    return pd.concat(parts, names=["variant"]).reorder_levels(["model", "variant"])
+        table = speedups(one) if one.sizes["step"] else _frame([], ["model", "init"], "speed-up")
+        of_mean_var = table.index.get_level_values("init") == "mean_var"
+        parts[str(variant)] = table[of_mean_var].droplevel("init")
+    return _stacked(parts, "variant")
 
 
 def stable(table: pd.DataFrame) -> metrics.Decision:
-    """Whether all variants give each model the same decided answer: `differs` if two decided
-    answers contradict each other, `inconclusive` if any is undecided.
+    """Whether all variants, of which there are two at least, give each model the same decided
+    answer: `differs` if two decided answers contradict each other, `inconclusive` if any is
+    undecided.
 
     Nothing is estimated, so there is no p.
     """
-    answers = [set(group["verdict"]) for _, group in table.groupby(level="model")]
-    if any({"holds", "differs"} <= found for found in answers):
+    answers = [list(group["verdict"]) for _, group in table.groupby(level="model")]
+    if any({"holds", "differs"} <= set(found) for found in answers):
         return metrics.Decision("differs", np.nan)
-    same = all(len(found) == 1 and "inconclusive" not in found for found in answers)
-    return metrics.Decision("holds" if same else "inconclusive", np.nan)
+    told = all(len(found) > 1 and "inconclusive" not in found for found in answers)
+    return metrics.Decision("holds" if answers and told else "inconclusive", np.nan)
+
+
+# --- arms that may lack ----------------------------------------------------------------------
+
+
+def _having(results: xr.Dataset, **labels: list[str]) -> xr.Dataset:
+    """With nan for models and inits that these results lack, so that they can be asked for."""
+    for dim, wanted in labels.items():
+        there = list(results[dim].values)
+        absent = [label for label in wanted if label not in there]
+        results = results.reindex({dim: [*there, *absent]}) if absent else results
+    return results
+
+
+def _ran(one: xr.Dataset, init: str) -> bool:
+    """Whether a model has this init: not every network of a chapter need have each."""
+    name = "auc" if "auc" in one else "test_auc"
+    return init in one.init and bool(one[name].sel(init=init).notnull().any())
+
+
+def _table(rows: list[dict], keys: list[str], name: str) -> pd.DataFrame:
+    """Without what no seed tells of: arms that were never run, or failed each time."""
+    return _frame([row for row in rows if row["n"]], keys, name)
+
+
+def _frame(rows: list[dict], keys: list[str], name: str) -> pd.DataFrame:
+    """Rows by their keys; without any, a table with its columns all the same."""
+    if rows:
+        return pd.DataFrame(rows).set_index(keys)
+    numbers = [name, "low", "high", "sd", "n", "df", "p"]
+    columns = {key: pd.Series(dtype=object) for key in keys}
+    columns |= {number: pd.Series(dtype=float) for number in numbers}
+    return pd.DataFrame(columns | {"verdict": pd.Series(dtype=object)}).set_index(keys)
+
+
+def _stacked(parts: dict, name: str) -> pd.DataFrame:
+    """Tables by model as one, by model and what tells them apart."""
+    full = {key: part for key, part in parts.items() if len(part)} or parts
+    return pd.concat(full, names=[name]).reorder_levels(["model", name])
 
 
 # --- effects as rows -------------------------------------------------------------------------

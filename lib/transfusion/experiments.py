@@ -71,7 +71,7 @@ class Knobs:
 
 def runs(chapter: str, **parameters) -> list[Spec]:
     """The runs, or comparisons of them, that a chapter needs; raises ValueError for bad knobs."""
-    if chapter in SIMULATED:
+    if chapter in WITHOUT_RUNS:
         return []
     return [spec for _, spec in _labelled(chapter, _knobs(parameters))]
 
@@ -93,6 +93,11 @@ def _knobs(parameters: dict) -> Knobs:
             raise ValueError(f"tuned: {arm!r}: expected `model init`, such as 'resnet50 transfer'")
         config.init_name(init)
     return knobs
+
+
+def declared(variables: dict) -> dict:
+    """The parameters among a notebook's variables (its `globals()`)."""
+    return {name: variables[name] for name in Knobs.__dataclass_fields__ if name in variables}
 
 
 def _labelled(chapter: str, knobs: Knobs) -> list[tuple[Labels, Spec]]:
@@ -187,7 +192,7 @@ def _source(knobs: Knobs, model: str) -> config.Run | str:
 def _optim(knobs: Knobs, steps: int, lr: float) -> config.Optim:
     return config.Optim(
         steps=steps,
-        name=knobs.optimizer,
+        optimizer=knobs.optimizer,
         batch=knobs.batch,
         lr=lr,
         evaluations=knobs.evaluations,
@@ -280,7 +285,9 @@ CHAPTERS = {
     "efficiency": Chapter(_trainings, tables.cost_table),
     "robustness": Chapter(_variants, tables.run_table),
 }
-SIMULATED = ("methods",)  # needs no runs, and so no parameters but those of its own file
+# They need no runs, and so no parameters but those of their own file; the front page comes last,
+# as it shows what all others have collected.
+WITHOUT_RUNS = ("methods", "intro")
 
 
 # --- studies ---------------------------------------------------------------------------------
@@ -296,14 +303,14 @@ def parameters(study: str, chapter: str) -> dict:
     Raises ValueError for an unknown study, chapter or a study without that file.
     """
     config.one_of(study, studies(), "study")
-    config.one_of(chapter, [*CHAPTERS, *SIMULATED], "chapter")
+    config.one_of(chapter, [*CHAPTERS, *WITHOUT_RUNS], "chapter")
     folder = store.HOME / "params" / study
     if not (folder / f"{chapter}.yml").exists():
         raise ValueError(
             f"study {study!r} has no {chapter}.yml; it has {', '.join(chapters(study))}"
         )
     own = config.read_yaml(folder / f"{chapter}.yml")
-    values = own if chapter in SIMULATED else config.read_yaml(folder / "common.yml") | own
+    values = own if chapter in WITHOUT_RUNS else config.read_yaml(folder / "common.yml") | own
     if values.get("study") != study:
         raise ValueError(f"{folder} says study: {values.get('study')!r}, expected {study!r}")
     return values
@@ -312,7 +319,7 @@ def parameters(study: str, chapter: str) -> dict:
 def chapters(study: str) -> list[str]:
     """The chapters that a study has parameters for, in the order of the book."""
     folder = store.HOME / "params" / study
-    return [c for c in (*SIMULATED, *CHAPTERS) if (folder / f"{c}.yml").exists()]
+    return [c for c in (*CHAPTERS, *WITHOUT_RUNS) if (folder / f"{c}.yml").exists()]
 
 
 def status(study: str) -> pd.DataFrame:

@@ -22,9 +22,27 @@ MARKS = {
     "random": ("#0072b2", "circle"),
     "mean_var": ("#009e73", "triangle"),
     "transfer": ("#d55e00", "diamond"),
+    "mean_var_bn_copied": ("#56b4e9", "inverted_triangle"),
+    "mean_var_bn_redrawn": ("#e69f00", "inverted_triangle"),
+    "permuted": ("#cc79a7", "square"),
+    "scale_matched": ("#8c6d31", "hex"),
+    "batch_norm": ("#000000", "square_x"),
+    "gabor": ("#e69f00", "square"),
     "fundus": ("#d55e00", "square"),
     "cxr": ("#0072b2", "circle"),
     "objects": ("#009e73", "triangle"),
+}
+# Inits by block: a marker for the kind, a colour for the block, dark to light from the lowest.
+KINDS = {
+    "transfusion": ("square", "up to {}"),
+    "suffix": ("inverted_triangle", "from {} on"),
+    "only": ("hex", "{} alone"),
+    "frozen": ("square_x", "frozen up to {}"),
+    "mean_var": ("triangle", "Mean Var up to {}"),
+}
+BLOCKS = {
+    **{"conv1": "#440154", "block1": "#3b528b", "block2": "#21918c"},
+    **{"block3": "#4fa845", "block4": "#b5a200", "block5": "#e0a100"},
 }
 NULL = "#666666"
 Kinds = dict[str, tuple[np.ndarray, str]]  # label: mask of pairs, init that they are coloured by
@@ -35,15 +53,28 @@ TITLES = {
     "cbr_large_w": "CBR-LargeW",
     "resnet50": "ResNet-50",
     "inception_v3": "Inception-v3",
+    "resnet50_slim": "slim ResNet-50",
     "random": "random",
     "mean_var": "Mean Var",
     "transfer": "transfer",
+    "mean_var_bn_copied": "Mean Var, batch norm copied",
+    "mean_var_bn_redrawn": "Mean Var, batch norm redrawn",
+    "scale_matched": "scale matched",
+    "batch_norm": "batch norm alone",
+    "gabor": "synthetic Gabors",
 }
 
 
 def title(name: str) -> str:
-    """A model's or init's name as the paper writes it."""
-    return TITLES.get(name, name)
+    """A model's or init's name as the paper writes it, or in plain words."""
+    kind, colon, block = name.partition(":")
+    return KINDS[kind][1].format(block) if colon and kind in KINDS else TITLES.get(name, name)
+
+
+def _look(name: str) -> tuple[str, str]:
+    """Colour and marker."""
+    kind, colon, block = name.partition(":")
+    return (BLOCKS.get(block, NULL), KINDS[kind][0]) if colon else MARKS[name]
 
 
 def setup() -> None:
@@ -77,7 +108,7 @@ def performance(results: xr.Dataset) -> hv.Overlay:
 
 def _mark(init: str) -> dict:
     """Filled for pretrained starts, hollow for random ones."""
-    color, marker = MARKS[init]
+    color, marker = _look(init)
     fill = 0.0 if init == "random" else 0.85
     return dict(color=color, marker=marker, fill_alpha=fill, line_color=color, line_width=2)
 
@@ -97,18 +128,104 @@ def _model_curves(results: xr.Dataset, over: str) -> hv.Overlay:
     layers = []
     for name in results[over].values:
         auc = results["auc"].sel({over: name}).dropna("step", how="all")
-        thin = dict(color=MARKS[name][0], alpha=0.35, line_width=1)
+        if not auc.size:  # an init that this model does not have
+            continue
+        color = _look(name)[0]
+        thin = dict(color=color, alpha=0.35, line_width=1)
         steps = auc.step.values
         layers += [_curve(steps, auc.sel(seed=s).values).opts(**thin) for s in auc.seed.values]
         mean = _curve(steps, auc.mean("seed").values, title(name))
         dots = hv.Scatter(mean.data, "step", "validation AUC", label=title(name))
-        layers += [mean.opts(color=MARKS[name][0], line_width=3), dots.opts(size=7, **_mark(name))]
+        layers += [mean.opts(color=color, line_width=3), dots.opts(size=7, **_mark(name))]
     return hv.Overlay(layers).opts(xlabel="training step", ylabel="validation AUC")
 
 
 def _curve(steps: np.ndarray, values: np.ndarray, label: str = "") -> hv.Curve:
     frame = pd.DataFrame({"step": steps, "validation AUC": values})
     return hv.Curve(frame, "step", "validation AUC", label=label)
+
+
+def intervals(table: pd.DataFrame, name: str, xlabel: str) -> hv.Overlay:
+    """Effects with their 95 % intervals, one row each, as `effects` gives them; 0 is dashed."""
+    labels = [
+        ", ".join(title(v) if isinstance(v, str) else f"{v:,} images" for v in np.atleast_1d(key))
+        for key in table.index.to_numpy()
+    ]
+    frame = table[[name, "low", "high"]].reset_index(drop=True)
+    finite = np.isfinite(frame).all(axis=1)  # one seed has no interval
+    frame["row"] = np.arange(len(frame))[::-1]
+    ends = frame[finite]
+    bars = hv.Segments(
+        (ends["low"], ends["row"], ends["high"], ends["row"]), ["low", "row", "high", "end"]
+    )
+    color = MARKS["transfer"][0]
+    marks = hv.Scatter(frame.assign(label=labels), name, ["row", "label"])
+    zero = hv.VLine(0).opts(color=NULL, line_dash="dashed", line_width=1)
+    ticks = [(int(row), label) for row, label in zip(frame["row"], labels, strict=True)]
+    axes = dict(yticks=ticks, ylabel="", xlabel=xlabel, ylim=(-0.6, len(frame) - 0.4))
+    layers = [zero, bars.opts(color=color, line_width=2)]
+    layers.append(marks.opts(size=10, color=color, marker="diamond", tools=["hover"]))
+    return hv.Overlay(layers).opts(height=90 + 34 * len(frame), show_legend=False, **axes)
+
+
+def arms(results: xr.Dataset, measure: str = "test_auc", label: str = "test AUC (%)") -> hv.Overlay:
+    """Every model and init that was run, a row each; a mark is a seed."""
+    values = 100 * results[measure]
+    if "step" in values.dims:
+        values = values.mean("step")
+    pairs = [(m, i) for m in values.model.values for i in values.init.values]
+    pairs = [(m, i) for m, i in pairs if values.sel(model=m, init=i).notnull().any()]
+    layers, ticks = [], []
+    for row, (model, init) in enumerate(pairs[::-1]):
+        found = values.sel(model=model, init=init).values
+        frame = pd.DataFrame({label: found, "row": row, "seed": results.seed.values})
+        marks = hv.Scatter(frame, label, ["row", "seed"])
+        layers.append(marks.opts(tools=["hover"], size=10, **_mark(str(init))))
+        ticks.append((row, f"{title(str(model))}, {title(str(init))}"))
+    axes = dict(yticks=ticks, ylabel="", xlabel=label, ylim=(-0.6, len(pairs) - 0.4))
+    return hv.Overlay(layers).opts(height=120 + 30 * len(pairs), show_legend=False, **axes)
+
+
+COSTS = {
+    "parameters": ("parameters (millions)", 1e6),
+    "multiply_adds": ("multiply-adds an image (millions)", 1e6),
+    "memory": ("memory an image (MB)", 1e6),
+    "seconds": ("seconds a training", 1),
+}
+
+
+def efficiency(results: xr.Dataset) -> hv.HoloMap:
+    """Test AUC against what a network costs, by a cost to choose; a mark is a training."""
+    found = {}
+    for name, (label, unit) in COSTS.items():
+        layers = []
+        for init in results.init.values:
+            one = results[["test_auc", name]].sel(init=init).to_dataframe().reset_index()
+            one = one.assign(cost=one[name] / unit, AUC=100 * one["test_auc"])
+            one["model"] = one["model"].map(title)
+            marks = hv.Scatter(one, "cost", ["AUC", "model", "seed"], label=title(str(init)))
+            layers.append(marks.opts(tools=["hover"], size=11, **_mark(str(init))))
+        axes = dict(logx=True, xlabel=label, ylabel="test AUC (%)", framewise=True)
+        found[label.partition(" (")[0]] = hv.Overlay(layers).opts(**axes)
+    return hv.HoloMap(found, hv.Dimension("cost", values=list(found)), sort=False)
+
+
+def tuning(results: xr.Dataset) -> hv.HoloMap:
+    """Best validation AUC against the learning rate, by init."""
+    best = 100 * results["auc"].max("step").isel(seed=0)
+    found = {}
+    for model in best.model.values:
+        layers = []
+        for init in best.init.values:
+            one = best.sel(model=model, init=init)
+            if one.notnull().any():
+                frame = pd.DataFrame({"learning rate": one.lr.values, "AUC": one.values})
+                line = hv.Curve(frame, "learning rate", "AUC").opts(color=_look(str(init))[0])
+                marks = hv.Scatter(frame, "learning rate", "AUC", label=title(str(init)))
+                layers += [line, marks.opts(size=10, **_mark(str(init)))]
+        axes = dict(logx=True, ylabel="best validation AUC (%)")
+        found[title(str(model))] = hv.Overlay(layers).opts(**axes)
+    return hv.HoloMap(found, hv.Dimension("model", values=list(found)), sort=False)
 
 
 MEASURES = {"cca": "mean CCA", "svcca": "SVCCA", "cka": "linear CKA"}

@@ -400,7 +400,8 @@ def _members(folder: Path, names: Sequence[str]) -> Iterable[tuple[str, Path]]:
 
 
 def _below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTOGRAPHS)
+    paths = (path for path in folder.rglob("[!.]*") if path.suffix.lower() in PHOTOGRAPHS)
+    return sorted(paths)  # names with a dot in front are what a Mac leaves beside files
 
 
 def _jpegs(place: Path, *, seed: int) -> Collection:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transfusion import config, experiments, schedule, store
 
 BOOK = store.HOME / "book"
+FRONT = "intro"
 # The variable TRANSFUSION_BUILD moves what is built out of the checkout.
 BUILD = Path(os.environ.get("TRANSFUSION_BUILD") or BOOK).resolve() / "_build"
 LITERALS: dict[str, type | tuple[type, ...]] = {
@@ -49,9 +50,11 @@ def study(name: str, only: list[str] | None = None, *, jobs: int | None = None) 
     wanted = [c for c in stale if not experiments.is_collected(name, c, needed[c])]
     schedule.compute([spec for c in wanted for spec in needed[c]], jobs=jobs)
     with ThreadPoolExecutor(2) as pool:  # each notebook is a process of its own
-        tasks = [pool.submit(_chapter, name, c, parameters[c]) for c in stale]
+        tasks = [pool.submit(_chapter, name, c, parameters[c]) for c in stale if c != FRONT]
         for task in tqdm(tasks, f"{name}: chapters", unit="page", disable=None):
             task.result()
+    if FRONT in chapters and not _fresh(name, FRONT, parameters[FRONT]):
+        _chapter(name, FRONT, parameters[FRONT])  # it shows what the others have just collected
 
 
 def _chapter(study: str, chapter: str, parameters: dict) -> None:
@@ -80,15 +83,22 @@ def _fresh(study: str, chapter: str, parameters: dict) -> bool:
 
 
 def _stamp(study: str, chapter: str, parameters: dict) -> str:
-    try:
-        results = store.checksum(store.open(study, chapter))
-    except (FileNotFoundError, store.Damaged):
-        results = "none"
+    shown = [(study, chapter)]
+    if chapter == FRONT:
+        shown = [(s, c) for s in parameters["studies"] for c in experiments.CHAPTERS]
+    results = [_checksum(*place) for place in shown]
     digest = hashlib.sha256(json.dumps([parameters, results], sort_keys=True).encode())
     library = sorted(Path(__file__).parent.glob("*.*"))
     for path in [BOOK / f"{chapter}.ipynb", *(p for p in library if p.suffix in (".py", ".csv"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _checksum(study: str, chapter: str) -> str:
+    try:
+        return store.checksum(store.open(study, chapter))
+    except (FileNotFoundError, store.Damaged):
+        return "none"
 
 
 def checked(notebook: Path, parameters: dict) -> dict:
@@ -153,7 +163,7 @@ def _shows(output: nbformat.NotebookNode) -> bool:
 def relabel(notebook: nbformat.NotebookNode, study: str) -> nbformat.NotebookNode:
     """The same chapter as a page of a second study: title and figure names get its name, and links
     to chapters that only the main study has lead out of its folder."""
-    outside = "|".join(experiments.SIMULATED)
+    outside = "|".join(experiments.WITHOUT_RUNS)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             text = re.sub(r"(\{numref\}`)([\w-]+)`", rf"\1\2-{study}`", cell.source)
@@ -199,7 +209,8 @@ def book(main: str = "quick") -> Path:
 def _pages(main: str) -> dict[str, tuple[str, str]]:
     """Page -> study and chapter, for every notebook of the table of contents."""
     contents = yaml.safe_load((BOOK / "_toc.yml").read_text())
-    files = [entry["file"] for part in contents["parts"] for entry in part["chapters"]]
+    files = [contents["root"]]
+    files += [entry["file"] for part in contents["parts"] for entry in part["chapters"]]
     pages, missing = {}, []
     for file in files:
         folder, _, chapter = file.rpartition("/")

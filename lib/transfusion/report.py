@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 from IPython.display import HTML
 
-from transfusion import claims, effects, figures, metrics, paper
+from transfusion import claims, effects, figures, metrics, paper, store
 
 STUDIES = {"quick": "Synthetic retinas", "retina": "Real retinas", "cxr": "Chest films"}
 
@@ -51,6 +51,18 @@ def claims_table(studies: Iterable[str], main: str) -> HTML:
             row[STUDIES.get(study, study)] = link
         rows.append(row)
     return look(pd.DataFrame(rows), index=False)
+
+
+def scale(studies: Iterable[str]) -> dict[str, str]:
+    """How many training images each study has, for prose: `retina_images`."""
+    found = {}
+    for study in studies:
+        try:
+            images = f"{store.open(study, 'performance').attrs['train_images']:,}"
+        except FileNotFoundError:
+            images = "no (not yet run)"
+        found[f"{study}_images"] = images
+    return found
 
 
 def _cell(row: pd.Series) -> str:
@@ -140,19 +152,18 @@ def finding_table(results: xr.Dataset) -> HTML:
     """Gain of each finding by model, with p for their number; the paper's where confirmed."""
     table = effects.finding_gains(results)
     shown = _labels(table)
-    printed = paper.numbers("Table 2", "auc")["value"]
     shown["gain, here"] = [_spread(row, "gain") for _, row in table.iterrows()]
-    shown["gain, paper"] = [_paper_gain(printed, m, f) for m, f in table.index]
+    shown["gain, paper"] = [_paper_gain(m, f) for m, f in table.index]
     shown["p, adjusted"] = table["adjusted"].map(_p).to_numpy()
     shown["effect"] = table["verdict"].to_numpy()
     return look(shown, index=False)
 
 
-def _paper_gain(printed: pd.Series, model: str, finding: str) -> str:
-    keys = [(model, f"{init} {finding.lower()}") for init in ("transfer", "random")]
-    if not all(key in printed.index for key in keys):
+def _paper_gain(model: str, finding: str) -> str:
+    printed = paper.numbers("Table 2", f"auc {finding.lower()}")["value"]
+    if (model, "transfer") not in printed.index:
         return "–"
-    return f"{printed[keys[0]] - printed[keys[1]]:+.2f}"
+    return f"{printed[model, 'transfer'] - printed[model, 'random']:+.2f}"
 
 
 def source_table(results: xr.Dataset) -> HTML:

@@ -18,7 +18,8 @@ Results = list[tuple[Labels, Spec, xr.Dataset]]
 def run_table(results: Results) -> xr.Dataset:
     """Curves and test AUC of runs, unstacked along their labels; failed runs are nan."""
     wanted = ["auc", "loss", "test_auc", "test_ap"]
-    parts = [result[[n for n in wanted if n in result]] for _, _, result in results]
+    whole = [result.assign({"test_auc": np.nan} | dict(result)) for _, _, result in results]
+    parts = [result[[n for n in wanted if n in result]] for result in whole]
     return _unstack(_joined(parts), [labels for labels, _, _ in results], "run")
 
 

@@ -146,7 +146,7 @@ def prepare(net: nn.Module, optim: config.Optim) -> tuple[nn.Module, torch.optim
     """A network where and how it trains fastest, and its optimizer; what is frozen has none."""
     net = net.to(device()).to(memory_format=torch.channels_last)
     flat = [_flat(parameter) for parameter in net.parameters() if parameter.requires_grad]
-    if optim.name == "adam":
+    if optim.optimizer == "adam":
         return net, torch.optim.Adam(flat, weight_decay=optim.weight_decay, fused=True)
     sgd = torch.optim.SGD(
         flat, optim.lr, momentum=0.9, nesterov=True, weight_decay=optim.weight_decay, fused=True

@@ -1,0 +1,89 @@
+import json
+import os
+
+import pytest
+from transfusion import config, data, experiments, schedule, store
+
+from .conftest import KNOBS, collect
+
+
+def test_only_what_a_parameter_touches_is_missing(cache):
+    collect("performance", **KNOBS)
+    more = experiments.runs("performance", **{**KNOBS, "seeds": 3})
+    assert {(s.init.name, s.seed) for s in schedule.missing(more)} == {
+        ("random", 2),
+        ("transfer", 2),
+    }
+    assert schedule.missing(experiments.runs("performance", **KNOBS)) == []
+
+
+def test_lost_weights_are_trained_again(cache):
+    collect("performance", **KNOBS)
+    run = experiments.runs("performance", **KNOBS)[0]
+    before = store.weights_path(run.key).read_bytes()
+    store.weights_path(run.key).write_bytes(b"cut")
+    (comparison,) = experiments.runs("representations", **KNOBS)
+    assert [spec.key for spec in schedule.missing([comparison])] == [run.key, comparison.key]
+    schedule.compute([comparison], jobs=1)
+    assert store.weights_path(run.key).read_bytes() == before
+
+
+def test_what_cannot_run_stops_everything_before_it_starts(cache):
+    with pytest.raises(ValueError, match="Did you mean 'cbr_tiny'"):
+        experiments.collect("performance", **{**KNOBS, "models": ["cbr_small", "cbr_tini"]})
+    assert not (cache / "runs").exists()
+
+
+def break_on_seed_1(fields):
+    if fields["seed"] == 1:
+        raise RuntimeError("broken")
+
+
+def die_on_seed_1(fields):
+    if fields["seed"] == 1:
+        os._exit(9)
+
+
+@pytest.mark.parametrize(
+    ("accident", "message"), [(break_on_seed_1, "broken"), (die_on_seed_1, "")]
+)
+def test_accidents_are_reported_with_key_and_log(cache, monkeypatch, accident, message):
+    monkeypatch.setattr(schedule, "_perform", accident)
+    runs = experiments.runs("performance", **{**KNOBS, "inits": ["random"]})
+    with pytest.raises(schedule.Failed, match=f"{runs[1].key}: .*{message}.*log"):
+        schedule.compute(runs, jobs=1)
+
+
+def test_a_killed_process_takes_only_its_own_run_along(cache, monkeypatch):
+    monkeypatch.setattr(schedule, "_perform", die_on_seed_1)
+    runs = experiments.runs("performance", **{**KNOBS, "inits": ["random"], "seeds": 4})
+    with pytest.raises(schedule.Failed, match="1 of 5 could not") as failed:
+        schedule.compute(runs, jobs=1)
+    assert runs[1].key in str(failed.value) and runs[2].key not in str(failed.value)
+
+
+def test_images_are_drawn_once_and_what_is_needed_goes_first(cache):
+    runs = experiments.runs("performance", **KNOBS)
+    tasks = schedule.missing(runs)
+    drawn = [task for task in tasks if isinstance(task, config.Data)]
+    assert sorted(images.name for images in drawn) == ["fundus", "objects"]
+    ranks = schedule.ranks(tasks)
+    for task in tasks:
+        for need in schedule.needs(task):
+            assert ranks[need.key] > ranks[task.key]
+    data.load(drawn[0])
+    again = schedule.missing(runs)
+    assert [task for task in again if isinstance(task, config.Data)] == drawn[1:]
+
+
+def test_long_runs_go_before_short_ones():
+    long, short = (
+        experiments.runs("performance", **{**KNOBS, "steps": steps})[0] for steps in (40, 4)
+    )
+    ranks = schedule.ranks([short, long])
+    assert ranks[long.key] == pytest.approx(10 * ranks[short.key])
+
+
+def test_specifications_survive_the_trip_to_a_worker():
+    for spec in experiments.runs("representations", **KNOBS):
+        assert config.load(json.loads(json.dumps(config.dump(spec)))) == spec
