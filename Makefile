@@ -6,8 +6,9 @@ STUDY ?= quick
 .PHONY: book test test-all check install study bench lab clean
 
 book: install
+	$(BIN)/transfusion run retina --collected
+	$(BIN)/transfusion run cxr --collected
 	$(BIN)/transfusion run quick
-	$(BIN)/transfusion run retina
 	$(BIN)/transfusion book
 
 test: install check

@@ -1,6 +1,7 @@
 """Made-up collected results of each chapter, with a dial for what is true of them.
 
-Noise is drawn anew for each seed; an arm that is not named was never run.
+Noise is drawn anew for each seed, and of mean 0 over them, so that what is found is what is true;
+an arm that is not named was never run.
 """
 
 import json
@@ -24,7 +25,8 @@ def trained(means, noise=0.001, seeds=SEEDS, seed=0):
     coords = {"model": models, "init": inits, "seed": range(seeds)}
     auc = xr.DataArray(np.full((len(models), len(inits), seeds), np.nan), coords, tuple(coords))
     for (model, init), mean in means.items():
-        auc.loc[model, init] = mean + noise * rng.normal(size=seeds)
+        drawn = rng.normal(size=seeds)
+        auc.loc[model, init] = mean + noise * (drawn - drawn.mean())
     curve = auc.expand_dims(step=[10, 20, 30], axis=-1)
     return xr.Dataset({"test_auc": auc, "auc": curve}, attrs=PROVENANCE)
 
@@ -48,38 +50,65 @@ def sources(target, noise=0.0):
     return results.assign(source_auc=("model", 0.5 + 0.01 * np.arange(len(target))))
 
 
-def scored(shifts, findings=("edema",), noise=0.1, images=100, seeds=SEEDS, seed=0):
-    """Networks of {(model, init): shift of the positives' scores, one a finding}, two images a
-    patient; the noise of an image is common to all networks, but for `noise` of each one."""
+def scores(shifts, findings=("edema",), noise=0.1, images=100, seeds=SEEDS, seed=0):
+    """What networks say of test images, (model, init, seed, finding, image), two images a patient.
+
+    {(model, init): shift of the positives' scores, one a finding}; the noise of an image is common
+    to all networks, but for `noise` of each one.
+    """
     rng = np.random.default_rng(seed)
     models, inits = (list(dict.fromkeys(names)) for names in zip(*shifts, strict=True))
-    target = rng.permuted(np.tile([0, 1], (len(findings), images // 2)), axis=1).T.astype(np.int8)
-    shape = (len(models), len(inits), seeds, images, len(findings))
+    target = rng.permuted(np.tile([0, 1], (len(findings), images // 2)), axis=1)
+    shape = (len(models), len(inits), seeds, *target.shape)
     score = np.full(shape, np.nan)
-    common = rng.normal(size=(images, len(findings)))
+    common = rng.normal(size=target.shape)
     for (model, init), shift in shifts.items():
-        own = noise * rng.normal(size=shape[2:])
-        score[models.index(model), inits.index(init)] = target * np.array(shift) + common + own
-    dims = ("model", "init", "seed", "image", "finding")
+        means = np.reshape(shift, (-1, 1)) * target + common
+        score[models.index(model), inits.index(init)] = means + noise * rng.normal(size=shape[2:])
+    dims = ("model", "init", "seed", "finding", "image")
     coords = {"model": models, "init": inits, "seed": range(seeds), "finding": list(findings)}
-    results = xr.Dataset({"score": (dims, score), "target": (dims[3:], target)}, coords)
-    return with_auc(results.assign(patient=("image", np.arange(images) // 2)))
+    parts = {"score": (dims, score), "target": (dims[3:], target)}
+    return xr.Dataset(parts | {"patient": ("image", np.arange(images) // 2)}, coords)
 
 
-def with_auc(results):
-    """Test AUC, mean over findings, from the scores."""
-    target = results["target"].transpose(..., "image").values
-    score = results["score"].transpose("model", "init", "seed", ..., "image").values
-    # The share of right orders, directly; `metrics` is not asked about itself.
-    auc = [_auc(t, s) for t, s in zip(np.atleast_2d(target), _questions(score), strict=True)]
-    return results.assign(test_auc=(("model", "init", "seed"), np.mean(auc, 0)))
+def scored(*args, **kwargs):
+    return collected(scores(*args, **kwargs))
 
 
-def _questions(score):
-    return [score] if score.ndim == 4 else np.moveaxis(score, -2, 0)
+def collected(said):
+    """The AUCs of scores and what they owe to the patients; of one finding as of grades."""
+    target, score = said["target"].values, said["score"].values
+    auc = [_auc(t, score[..., i, :]) for i, t in enumerate(target)]
+    placed = metrics.placements(target, score)
+    # The mean over the seeds that did not fail, by arm.
+    done = np.isfinite(placed).all((-1, -2), keepdims=True)
+    with np.errstate(invalid="ignore"):
+        placed = np.sum(placed, 2, where=done) / done.sum(2)
+    rows = placed.reshape(-1, placed.shape[-1])
+    found, patients = metrics.patients_covariance(
+        np.tile(target, (len(rows) // len(target), 1)), rows, said["patient"].values
+    )
+    lost = ~np.isfinite(rows).any(1)
+    found[lost] = found[:, lost] = np.nan
+    names = ("model", "init", "finding")
+    dims = (*names, *(f"{n}_" for n in names))
+    covariance = (dims, found.reshape(2 * placed.shape[:3]))
+    finding_auc = (("finding", "model", "init", "seed"), np.stack(auc))
+    results = xr.Dataset(
+        {"covariance": covariance, "finding_auc": finding_auc, "patients": patients},
+        {n: said[n].values for n in ("model", "init", "seed", "finding")}
+        | {f"{n}_": said[n].values for n in names},
+        PROVENANCE,
+    )
+    results["test_auc"] = results["finding_auc"].mean("finding")
+    one = results.sizes["finding"] == 1
+    return (
+        results.isel(finding=0, finding_=0, drop=True).drop_vars("finding_auc") if one else results
+    )
 
 
 def _auc(target, score):
+    """The share of right orders, directly."""
     above, below = score[..., target == 1, None], score[..., None, target == 0]
     right = np.where(above > below, 1.0, 0.5 * (above == below))
     return np.where(np.isnan(score).any(-1), np.nan, right.mean((-1, -2)))
@@ -105,7 +134,7 @@ def frozen(behind, noise=0.001):
         means = {}
         for model, part in zip(("cbr_tiny", LARGE), less, strict=True):
             means |= {(model, "random"): 0.7, (model, "transfer"): 0.8}
-            means[model, f"frozen:{'block5' if model == 'cbr_tiny' else 'block4'}"] = 0.8 - part
+            means[model, "frozen:block4"] = 0.8 - part
         parts[size] = trained(means, noise, seed=size)
     return stacked(parts, "train_images")
 
@@ -119,7 +148,8 @@ def curves(steps, final=0.9, noise=0.01):
     rng = np.random.default_rng(0)
     for model, of in steps.items():
         for init, needed in of.items():
-            slower = 1 + noise * (np.arange(SEEDS)[:, None] + rng.normal(size=(SEEDS, 1)))
+            drawn = rng.normal(size=(SEEDS, 1))
+            slower = np.exp(noise * (np.arange(SEEDS)[:, None] + drawn - drawn.mean()))
             rise = np.minimum(step / (needed * slower), 1)
             auc.loc[model, init] = 0.5 + (final - 0.5) * rise
     return xr.Dataset({"auc": auc}, attrs=PROVENANCE)
@@ -159,7 +189,9 @@ def efficiency(small):
     """Costs of {model: (parameters, multiply-adds)} beside a large network of 20 and 100."""
     costs = {**small, LARGE: (20, 100)}
     results = performance(0.0, models=list(costs))
-    rows = dict(zip(("parameters", "multiply_adds"), zip(*costs.values(), strict=True), strict=True))
+    rows = dict(
+        zip(("parameters", "multiply_adds"), zip(*costs.values(), strict=True), strict=True)
+    )
     return results.assign({name: ("model", list(values)) for name, values in rows.items()})
 
 
@@ -228,7 +260,7 @@ def changed(kept_random, kept_transfer, noise=0.0, seeds=SEEDS):
 FALLING, LEVEL, STAYING = [0.9, 0.7, 0.5, 0.3], [0.6] * 4, [0.9] * 4
 
 
-def predicted(foretold, seeds=SEEDS, neurons=60):
+def predicted(foretold, seeds=4, neurons=60):
     """Shares of neurons that two random networks predict of each other; `foretold` (model, block)
     is how much of the state after training is that before."""
     rng = np.random.default_rng(0)
@@ -281,22 +313,24 @@ def failed(results, **labels):
     return results.assign({n: results[n].where(~hit) for n in own})
 
 
-def exchanged(results, dim, labels, rng):
-    """With these labels dealt anew, apart for each seed and whatever else there is but steps,
-    images, filters: what is true of one label is true of none."""
-    fixed = {dim, "step", "image", "filter", "state", "finding", "train_images"}
-    names = [n for n in results.data_vars if {dim, "seed"} <= set(results[n].dims)]
-    place = [list(results[dim].values).index(label) for label in labels]
-    shared = [d for d in results[names[0]].dims if d not in fixed]
+def exchanged(results, dim, labels, rng, over="seed"):
+    """With these labels dealt anew, apart for each model and seed (or pair): what was true of one
+    label is true of none."""
+    fixed = {"step", "image", "filter", "state", "finding", "train_images", "measure", "block"}
+    names = [n for n in results.data_vars if {dim, over} <= set(results[n].dims)]
+    shared = [d for d in results[names[0]].dims if d not in fixed | {dim, "init"}]
+    shared += ["init"] if dim == "state" else []
     order = np.tile(np.arange(results.sizes[dim]), (*(results.sizes[d] for d in shared), 1))
+    place = [list(results[dim].values).index(label) for label in labels]
     order[..., place] = rng.permuted(order[..., place], axis=-1)
     index = xr.DataArray(order, dims=(*shared, dim))
     return results.assign({n: _dealt(results[n], index, dim) for n in names})
 
 
 def _dealt(values, index, dim):
-    fresh = values.drop_vars(list(values.coords)).isel({dim: index})
-    return (values.dims, fresh.transpose(*values.dims).values)
+    bare = values.drop_vars(list(values.coords))
+    places = {d: xr.DataArray(np.arange(n), dims=d) for d, n in index.sizes.items() if d != dim}
+    return (values.dims, bare.isel({**places, dim: index}).transpose(*values.dims).values)
 
 
 def relabelled(results, rng):

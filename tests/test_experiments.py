@@ -222,7 +222,8 @@ def test_a_study_without_a_file(tmp_path, monkeypatch):
 
 def test_collect_computes_once_and_then_reads(cache, monkeypatch):
     first = experiments.collect("performance", **KNOBS)
-    assert dict(first.sizes) == {"step": 2, "model": 1, "init": 2, "seed": 2, "image": 40}
+    arms = {"model": 1, "init": 2, "model_": 1, "init_": 2}
+    assert dict(first.sizes) == {"step": 2, "seed": 2, **arms}
     assert first.init.values.tolist() == ["random", "transfer"]
     assert np.isfinite(first.test_auc).all() and first.attrs["train_images"] == 32
     runs = json.loads(first.attrs["runs"])
@@ -275,10 +276,10 @@ def test_a_plan_counts_each_run_once_with_its_source(cache, study):
 
 
 def test_what_is_missing_of_a_plan_falls_to_nothing(cache, study):
-    study(performance={}, weight_scaling={"inits": ["random", "mean_var"]})
+    study(performance={"seeds": 1}, weight_scaling={"inits": ["random", "mean_var"], "seeds": 1})
     before = experiments.plan("made_up")
     assert before["of these missing"].equals(before["core-hours"].rename("of these missing"))
-    collect("performance", **KNOBS)
+    collect("performance", **{**KNOBS, "seeds": 1})
     after = experiments.plan("made_up")
     assert after["core-hours"].equals(before["core-hours"])
     scaling = before["core-hours"]["weight_scaling"]

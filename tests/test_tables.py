@@ -3,8 +3,9 @@ import shutil
 
 import numpy as np
 import pytest
+import xarray as xr
 from sklearn.metrics import roc_auc_score
-from transfusion import data, experiments, models, store, tables, train
+from transfusion import data, experiments, metrics, models, store, tables, train
 
 from .conftest import KNOBS, collect
 
@@ -33,7 +34,7 @@ def test_first_layers_are_those_of_the_runs(cache):
 
 
 def test_first_layers_of_failed_runs_are_holes(cache):
-    half = {**KNOBS, "tuned": {"cbr_tiny random": 1e30}}
+    half = {**KNOBS, "seeds": 1, "tuned": {"cbr_tiny random": 1e30}}
     result = collect("first_layer", **half)
     assert np.isnan(result.moved.sel(init="random")).all()
     assert (result.moved.sel(init="transfer") > 0).all()
@@ -43,42 +44,68 @@ def test_first_layers_of_failed_runs_are_holes(cache):
 
 @pytest.mark.parametrize("inits", [["random", "transfer"], ["transfer", "random"], ["random"]])
 def test_a_failed_run_is_a_hole_not_an_end(cache, inits):
-    knobs = {**KNOBS, "inits": inits, "tuned": {"cbr_tiny random": 1e30}}
+    knobs = {**KNOBS, "seeds": 1, "inits": inits, "tuned": {"cbr_tiny random": 1e30}}
     result = collect("performance", **knobs)
     status = {run["init"]: run["status"] for run in json.loads(result.attrs["runs"])}
     assert status["random"] == "failed" and result.init.values.tolist() == inits
     failed = result.sel(init="random")
     assert np.isnan(failed.auc).all() and np.isnan(failed.test_auc).all()
     if "transfer" in inits:
-        assert np.isnan(failed.score).all()
+        assert np.isnan(failed.covariance).all()
         done = result.sel(init="transfer")
-        assert np.isfinite(done.test_auc).all() and np.isfinite(done.score).all()
+        assert np.isfinite(done.test_auc).all()
+        assert np.isfinite(done.covariance.sel(init_="transfer")).all()
+
+
+def questions(run):
+    """Target and scores (question, image) of a run, patients and names, from its own result."""
+    result, attrs = store.read(run.key), data.attrs(run.data)
+    target, score = result.test_target.values, result.test_score.values
+    if attrs["task"] == "grades":
+        first = attrs["positive_from"]
+        return (target >= first)[None], score[:, first:].sum(1)[None], ["severe"]
+    if attrs["task"] == "classes":
+        names = [str(i) for i in range(score.shape[1])]
+        return target == np.arange(len(names))[:, None], score.T, names
+    return target.T, score.T, attrs["names"]
 
 
 @pytest.mark.parametrize("target", ["fundus", "cxr", "objects"])
-def test_scores_are_those_that_the_test_auc_was_taken_of(cache, target):
-    """As scikit-learn takes it: of grades one, of findings and classes the mean over all."""
-    result = collect("hybrids", **{**KNOBS, "target": target, "inits": ["random"]})
-    runs = experiments.runs("hybrids", **{**KNOBS, "target": target, "inits": ["random"]})
-    test = data.split_of(data.load(runs[0].data), "test")
-    for run in runs:
+def test_test_aucs_are_those_of_scikit_learn(cache, target):
+    """Of grades one, of findings and classes each one's, and their mean."""
+    knobs = {**KNOBS, "target": target, "inits": ["random"]}
+    result = collect("hybrids", **knobs)
+    for run in experiments.runs("hybrids", **knobs):
         found = result.sel(model=run.model, init=run.init.name, seed=run.seed)
-        scores = found.score.transpose("image", ...).values.reshape(40, -1).T
-        asked = result.target.transpose("image", ...).values.reshape(40, -1).T
-        both = [(t, s) for t, s in zip(asked, scores, strict=True) if 0 < t.sum() < len(t)]
-        auc = np.mean([roc_auc_score(t, s) for t, s in both])
-        assert auc == pytest.approx(store.read(run.key).test_auc.item())
-        assert auc == pytest.approx(found.test_auc.item())
-    assert result.patient.values.tolist() == test.patient.values.tolist()
-    attrs = data.attrs(runs[0].data)
-    if target == "fundus":
-        assert result.target.dims == ("image",)
-        assert (result.target.values == (test.target.values >= attrs["positive_from"])).all()
-    elif target == "cxr":
-        assert result.finding.values.tolist() == attrs["names"]
-        assert (result.target.values == test.target.values).all()
-    else:
-        assert (result.target.values.argmax(1) == test.target.values).all()
+        asked = dict(zip(questions(run)[2], zip(*questions(run)[:2], strict=True), strict=True))
+        aucs = {n: roc_auc_score(t, s) for n, (t, s) in asked.items() if 0 < t.sum() < len(t)}
+        assert np.mean(list(aucs.values())) == pytest.approx(found.test_auc.item())
+        assert found.test_auc == store.read(run.key).test_auc
+        if target != "fundus":
+            assert found.finding_auc.finding.values.tolist() == list(asked)
+            expected = [aucs.get(name, np.nan) for name in asked]
+            assert found.finding_auc.values == pytest.approx(expected, nan_ok=True)
+    assert ("finding" in result.dims) == (target != "fundus")
+    assert result.patients == len(np.unique(store.read(run.key).test_patient))
+
+
+@pytest.mark.parametrize("target", ["fundus", "cxr"])
+def test_the_covariance_gives_the_error_of_a_difference_over_test_patients(cache, target):
+    knobs = {**KNOBS, "target": target}
+    result = collect("hybrids", **knobs)
+    runs, placed = experiments.runs("hybrids", **knobs), {"random": 0, "transfer": 0}
+    for run in runs:
+        asked, scores, _ = questions(run)
+        placed[run.init.name] = placed[run.init.name] + metrics.placements(asked, scores) / 2
+    patient = store.read(runs[0].key).test_patient.values
+    covariance = result.covariance.sel(model="cbr_tiny", model_="cbr_tiny")
+    if target == "cxr":
+        covariance = covariance.mean(["finding", "finding_"])
+    for a, b in (("transfer", "random"), ("transfer", None)):
+        weights = xr.DataArray([(i == a) - (i == b) for i in KNOBS["inits"]], dims="init")
+        variance = (covariance * weights * weights.rename(init="init_")).sum()
+        error, _ = metrics.patients_error(asked, placed[a] - placed.get(b, 0), patient)
+        assert float(variance) ** 0.5 == pytest.approx(error)
 
 
 def test_performance_has_what_each_network_reached_on_its_source(cache):
@@ -99,7 +126,7 @@ def labelled(chapter, knobs):
 
 
 def test_costs_are_those_of_the_networks(cache):
-    knobs = {**KNOBS, "models": ["cbr_tiny", "cbr_small"], "inits": ["random"], "steps": 2}
+    knobs = {**KNOBS, "models": ["cbr_tiny", "cbr_small"], "inits": ["random"], "seeds": 1}
     result = collect("efficiency", **knobs)
     for name in knobs["models"]:
         costs = result.sel(model=name)
@@ -115,7 +142,16 @@ def test_chapters_have_a_dimension_of_their_own(cache):
     knobs = {**KNOBS, "inits": ["random"], "seeds": 1, "steps": 2}
     sizes = collect("small_data", **knobs, train_sizes=[32, 16])
     assert sizes.train_images.values.tolist() == [32, 16]
-    assert sizes.score.sizes == {"train_images": 2, "model": 1, "init": 1, "seed": 1, "image": 40}
+    assert sizes.covariance.sizes["train_images"] == 2
+    for run in experiments.runs("small_data", **knobs, train_sizes=[32, 16]):
+        found = sizes.sel(train_images=run.data.train)
+        assert found.test_auc.item() == store.read(run.key).test_auc
+        error, _ = metrics.patients_error(
+            questions(run)[0],
+            metrics.placements(*questions(run)[:2]),
+            store.read(run.key).test_patient.values,
+        )
+        assert found.covariance.item() == pytest.approx(error**2)
     variants = {"small": {"batch": 8}, "as it is": {}, "SGD": {"optimizer": "sgd"}}
     result = collect("robustness", **knobs, variants=variants)
     assert result.variant.values.tolist() == list(variants)

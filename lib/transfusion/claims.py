@@ -31,7 +31,7 @@ class Claim(NamedTuple):
 
 
 # Of a claim that no run speaks to; not a test, so it does not count among those corrected for.
-NOTHING = Finding("inconclusive", np.nan, "no run of it succeeded here")
+NOTHING = Finding("inconclusive", np.nan, "no run here speaks to it")
 
 
 def _finding(
@@ -56,10 +56,10 @@ def _points(table: pd.DataFrame, name: str, whose: object = None) -> Finding:
 
 
 def _rows(table: pd.DataFrame, **labels: object) -> pd.DataFrame:
-    """Those with a label, of which there may be none."""
+    """Those with these labels, of which there may be none."""
     for level, label in labels.items():
-        table = table[table.index.get_level_values(level) == label].droplevel(level)
-    return table
+        table = table[table.index.get_level_values(level) == label]
+    return table if table.index.nlevels == len(labels) else table.droplevel([*labels])
 
 
 def transfer(results: xr.Dataset) -> Finding:
@@ -100,7 +100,9 @@ def frozen_features(results: xr.Dataset) -> Finding:
 
 
 def representations(results: xr.Dataset) -> Finding:
-    return _finding(effects.gap_verdicts(effects.gaps(results)), "gap", "", 3, LARGE)
+    """Of large networks and of small ones; nothing without the large."""
+    table = effects.gap_verdicts(effects.gaps(results))
+    return _finding(table, "gap", "", 3, LARGE) if LARGE in table.index else NOTHING
 
 
 def size(results: xr.Dataset) -> Finding:
@@ -158,7 +160,8 @@ def low_layers(results: xr.Dataset) -> Finding:
 
 
 def slim_tops(results: xr.Dataset) -> Finding:
-    return _points(effects.slim(results), "difference", (LARGE, "transfer"))
+    """Against full transfer alone; the other rows of `slim` are for the page."""
+    return _points(_rows(effects.slim(results), model=LARGE, init="transfer"), "difference")
 
 
 def made_gabors(results: xr.Dataset) -> Finding:

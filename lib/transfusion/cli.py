@@ -34,6 +34,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--chapter", action="append", help="only this one (may be repeated)")
     run.add_argument("--jobs", type=int, help="processes at once; default: cores, or 1 on a GPU")
 
+    run.add_argument(
+        "--collected", action="store_true", help="compute nothing: only chapters with all results"
+    )
+
     status = _verb(verbs, "status", _status, "what is done, started, failed or missing")
     status.add_argument("study")
 
@@ -79,7 +83,8 @@ def _verb(verbs, name: str, command, text: str) -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> None:
     from transfusion import render
 
-    render.study(arguments.study, arguments.chapter, jobs=arguments.jobs)
+    options = {"jobs": arguments.jobs, "collected": arguments.collected}
+    render.study(arguments.study, arguments.chapter, **options)
 
 
 def _status(arguments: argparse.Namespace) -> None:

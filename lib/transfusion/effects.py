@@ -72,24 +72,27 @@ def contrast(one: xr.Dataset, other: xr.Dataset, name: str, decide: Decide) -> d
 def combined(arms: Arms) -> metrics.Interval:
     """A weighted sum of arms' test AUCs: paired over seeds, less those in which any arm failed.
 
-    Where scores are kept, the interval is wider by what the same sum owes to its test patients
-    (DeLong, clustered).
+    Where scores were kept, the interval is wider by what the same sum owes to its test patients
+    (DeLong, clustered; of each arm's mean over all seeds that did not fail).
     """
-    auc = np.stack([weight * arm["test_auc"].values for weight, arm in arms]).sum(0)
-    effect = metrics.interval(auc)
-    if "score" not in arms[0][1] or effect.n < 2:
+    weights = np.array([weight for weight, _ in arms])
+    effect = metrics.interval(weights @ np.stack([arm["test_auc"].values for _, arm in arms]))
+    if "covariance" not in arms[0][1] or effect.n < 2:
         return effect
-    target = arms[0][1]["target"].transpose(..., "image").values
-    scores = [arm["score"].transpose("seed", ..., "image").values for _, arm in arms]
-    scored = [np.isfinite(s).reshape(len(s), -1).all(1) for s in scores]
-    there = np.isfinite(auc) & np.logical_and.reduce(scored)
-    if not there.any():
+    shared = np.array([[_shared(one, other) for _, other in arms] for _, one in arms])
+    if np.isnan(shared).any():  # no scores of an arm
         return effect
-    placed = np.zeros(scores[0].shape[1:])
-    for (weight, _), score in zip(arms, scores, strict=True):
-        placed = placed + weight * metrics.placements(target, score[there]).mean(0)
-    error = metrics.patients_error(target, placed, arms[0][1]["patient"].values)
-    return metrics.with_patients(effect, *error)
+    variance = np.inf if np.isinf(shared).any() else max(0.0, weights @ shared @ weights)
+    return metrics.with_patients(effect, float(np.sqrt(variance)), int(arms[0][1].patients))
+
+
+def _shared(one: xr.Dataset, other: xr.Dataset) -> float:
+    """Covariance that two arms' mean AUCs owe to the test patients they share; that of different
+    training sets was not kept, and counts as none."""
+    if "train_images" in one.coords and one.train_images != other.train_images:
+        return 0.0
+    names = {"model_": other.model.item(), "init_": other.init.item()}
+    return float(one["covariance"].sel(names).mean())  # over findings
 
 
 def finding_gains(results: xr.Dataset) -> pd.DataFrame:
@@ -115,21 +118,14 @@ def finding_gains(results: xr.Dataset) -> pd.DataFrame:
 
 def _findings(results: xr.Dataset) -> list[str]:
     """None where a task has but one question, or no scores were kept."""
-    return list(results.finding.values) if "finding" in results.dims else []
+    return list(results.finding.values) if "finding_auc" in results else []
 
 
 def _of_finding(results: xr.Dataset, finding: str) -> xr.Dataset:
     """With the test AUC of one finding in place of the mean over all."""
-    one = _having(results.sel(finding=finding), init=BOTH)
-    target = one["target"].values
-    placed = xr.apply_ufunc(
-        lambda scores: metrics.placements(target, scores),
-        one["score"],
-        input_core_dims=[["image"]],
-        output_core_dims=[["image"]],
-    )
-    auc = placed.isel(image=target > 0).mean("image")
-    return one.assign(test_auc=auc.where(one["test_auc"].notnull()))
+    names = {d: finding for d in ("finding", "finding_") if d in results.dims}
+    one = results.sel(names)
+    return _having(one.assign(test_auc=one["finding_auc"]), init=BOTH)
 
 
 def _gain_arms(one: xr.Dataset) -> dict[str, Arms]:
@@ -331,9 +327,10 @@ def _over_seeds(
     Ann. Math. Stat. 40:2076, 1969). Noise of single pairs alone is overrated, at most doubled.
     """
     seeds = sorted({*pairs["a"], *pairs["b"]})
-    whole, n = statistic(pairs), len(seeds)
+    whole = statistic(pairs)
+    n = len(seeds) if np.isfinite(whole) else 0
     parts = [statistic(pairs[(pairs["a"] != s) & (pairs["b"] != s)]) for s in seeds]
-    if not np.isfinite(parts).all() or n < 2:
+    if n < 2 or not np.isfinite(parts).all():
         return metrics.Interval(whole, -np.inf, np.inf, np.nan, n)
     return metrics.interval(whole + (n - 1) * (np.mean(parts) - np.array(parts)))
 
@@ -720,9 +717,10 @@ def stable(table: pd.DataFrame) -> metrics.Decision:
 def _having(results: xr.Dataset, **labels: list[str]) -> xr.Dataset:
     """With nan for models and inits that these results lack, so that they can be asked for."""
     for dim, wanted in labels.items():
-        there = list(results[dim].values)
-        absent = [label for label in wanted if label not in there]
-        results = results.reindex({dim: [*there, *absent]}) if absent else results
+        for name in {dim, f"{dim}_"} & set(results.dims):  # the latter of `covariance`
+            there = list(results[name].values)
+            absent = [label for label in wanted if label not in there]
+            results = results.reindex({name: [*there, *absent]}) if absent else results
     return results
 
 
@@ -741,10 +739,9 @@ def _frame(rows: list[dict], keys: list[str], name: str) -> pd.DataFrame:
     """Rows by their keys; without any, a table with its columns all the same."""
     if rows:
         return pd.DataFrame(rows).set_index(keys)
-    numbers = [name, "low", "high", "sd", "n", "df", "p"]
-    columns = {key: pd.Series(dtype=object) for key in keys}
-    columns |= {number: pd.Series(dtype=float) for number in numbers}
-    return pd.DataFrame(columns | {"verdict": pd.Series(dtype=object)}).set_index(keys)
+    numbers = [name, "low", "high", "sd", "n", "df", "p", "level", "never"]
+    columns = {key: pd.Series(dtype=object) for key in [*keys, "verdict", "bound"]}
+    return pd.DataFrame(columns | {n: pd.Series(dtype=float) for n in numbers}).set_index(keys)
 
 
 def _stacked(parts: dict, name: str) -> pd.DataFrame:
@@ -781,7 +778,9 @@ def _means(auc: xr.DataArray) -> dict[str, float]:
 
 def overall(table: pd.DataFrame) -> metrics.Decision:
     """One decision on a claim about all rows. p is that of all holding together, or of any row
-    being as it is, times the number of rows (Bonferroni)."""
+    being as it is, times the number of rows (Bonferroni); nan for no rows."""
+    if table.empty:
+        return metrics.Decision("inconclusive", np.nan)
     verdict = metrics.overall(list(table["verdict"]))
     if verdict == "holds":
         return metrics.Decision(verdict, float(table["p"].max()))

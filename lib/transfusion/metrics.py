@@ -154,44 +154,55 @@ def _count(chosen: np.ndarray) -> np.ndarray:
     return np.where(count > 0, count, np.nan)
 
 
+def patients_covariance(
+    target: np.ndarray, placements: np.ndarray, patient: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Covariance (arm, arm) that AUCs owe to the test patients they share, and the patients' number.
+
+    Target and placements are (arm, image); images of a patient (image,) are a cluster, as in
+    Obuchowski (Biometrics 53:567, 1997), and with one image a patient this is the covariance of
+    DeLong et al. Placements may be means over seeds. A weighted sum of AUCs has the variance
+    w' covariance w. inf for fewer than two patients of a class, or an arm without placements.
+    """
+    cluster = np.unique(patient, return_inverse=True)[1]
+    positive, negative = (_by_patient(placements, target == c, cluster) for c in (1, 0))
+    patients = len(np.unique(cluster[(target >= 0).any(0)]))
+    both = _product(positive[0], negative[0], patients)
+    found = sum(_product(parts, parts, n) for parts, n in (positive, negative)) + both + both.T
+    missing = ~np.isfinite(placements).any(1) | (min(positive[1], negative[1]) < 2)
+    return np.where(missing[:, None] | missing, np.inf, found), patients
+
+
 def patients_error(
     target: np.ndarray, placements: np.ndarray, patient: np.ndarray
 ) -> tuple[float, int]:
-    """Standard error that an AUC owes to its test patients, and the number of patients.
-
-    Images of a patient (image,) are a cluster, as in Obuchowski (Biometrics 53:567, 1997); with one
-    image a patient this is DeLong's error. Placements are linear: their mean over seeds, or their
-    difference between two inits, gives the error of the mean AUC or of the difference. Leading
-    dimensions (..., image), as of findings, are averaged, less those that are nan throughout.
-    inf with fewer than two patients of a class; 0, by the method, where every order is right.
-    """
+    """Standard error of one AUC (image,), or the mean of several (..., image), from
+    `patients_covariance`; those that are nan throughout are left out. 0, by the method, where every
+    order is right."""
     rows = placements.reshape(-1, placements.shape[-1])
     target = np.broadcast_to(target, placements.shape).reshape(rows.shape)
     kept = np.isfinite(rows).any(1)
     if not kept.any():
         return np.inf, 0
-    rows, target = rows[kept], target[kept]
-    cluster = np.unique(patient, return_inverse=True)[1]
-    positive, negative = (_by_patient(rows, target == c, cluster) for c in (1, 0))
-    patients = len(np.unique(cluster[(target >= 0).any(0)]))
-    if min(positive[1], negative[1]) < 2:
-        return np.inf, patients
-    covariance = _product(positive[0], negative[0], patients)
-    variance = sum(_product(sums, sums, n) for sums, n in (positive, negative)) + 2 * covariance
-    return float(np.sqrt(max(variance, 0))), patients
+    covariance, patients = patients_covariance(target[kept], rows[kept], patient)
+    return float(np.sqrt(max(covariance.mean(), 0))), patients
 
 
 def _by_patient(
     rows: np.ndarray, chosen: np.ndarray, cluster: np.ndarray
 ) -> tuple[np.ndarray, int]:
-    """Each patient's part in the error of the chosen images' mean; how many patients have any."""
-    means = rows.mean(1, keepdims=True, where=chosen)
-    parts = np.where(chosen, rows - means, 0) / _count(chosen)
-    return np.bincount(cluster, parts.mean(0)), len(np.unique(cluster[chosen.any(0)]))
+    """Each patient's part (arm, patient) in the error of the chosen images' mean; how many patients
+    have any."""
+    chosen = chosen & np.isfinite(rows)
+    count = _count(chosen)
+    means = np.sum(rows, 1, keepdims=True, where=chosen) / count
+    parts = np.where(chosen, rows - means, 0) / count
+    sums = np.stack([np.bincount(cluster, np.nan_to_num(part)) for part in parts])
+    return sums, len(np.unique(cluster[chosen.any(0)]))
 
 
-def _product(a: np.ndarray, b: np.ndarray, n: int) -> float:
-    return float(a @ b * n / (n - 1))
+def _product(a: np.ndarray, b: np.ndarray, n: int) -> np.ndarray:
+    return a @ b.T * n / max(n - 1, 1)
 
 
 # --- intervals -------------------------------------------------------------------------------

@@ -35,9 +35,16 @@ RANDOM_ID = re.compile(
 )
 
 
-def study(name: str, only: list[str] | None = None, *, jobs: int | None = None) -> None:
+def study(
+    name: str,
+    only: list[str] | None = None,
+    *,
+    jobs: int | None = None,
+    collected: bool = False,
+) -> None:
     """Compute what a study misses, then render its chapters; what is up to date is left alone.
 
+    With `collected`, chapters whose results are not all there are left out instead.
     Raises ValueError for unknown names or parameters before anything is computed.
     """
     config.one_of(name, experiments.studies(), "study")
@@ -47,6 +54,8 @@ def study(name: str, only: list[str] | None = None, *, jobs: int | None = None) 
     }
     stale = [c for c in chapters if not _fresh(name, c, parameters[c])]
     needed = {c: experiments.runs(c, **parameters[c]) for c in stale}
+    if collected:
+        stale = [c for c in stale if experiments.is_collected(name, c, needed[c])]
     wanted = [c for c in stale if not experiments.is_collected(name, c, needed[c])]
     schedule.compute([spec for c in wanted for spec in needed[c]], jobs=jobs)
     with ThreadPoolExecutor(2) as pool:  # each notebook is a process of its own

@@ -24,36 +24,62 @@ def run_table(results: Results) -> xr.Dataset:
 
 
 def scored_table(results: Results) -> xr.Dataset:
-    """With the score of each test image, which all runs share: (image) or (image, finding).
-
-    Of grades it is the probability of those that count as positive, of classes each class's own, as
-    if it were a finding; target is 0 or 1, -1 unknown.
+    """With `covariance`, what mean test AUCs over seeds owe to the test patients they share, between
+    every two arms (model, init, model_, init_), and between findings where there are several; and
+    `finding_auc`, the test AUC of each. No score of an image is kept, and no patient.
     """
     table = run_table(results)
     done = [(labels, spec, result) for labels, spec, result in results if "test_score" in result]
     if not done:
         return table
-    parts = [_scores(spec, result) for _, spec, result in done]
-    scores = _unstack(
-        _joined([part[["score"]] for part in parts]), [labels for labels, _, _ in done], "run"
-    )
-    shared = parts[0][["target", "patient"]]
-    return table.merge(scores.reindex_like(table[["test_auc"]])).merge(shared)
+    labels = [labels for labels, _, _ in done]
+    parts = _unstack(_joined([_placed(spec, result) for _, spec, result in done]), labels, "run")
+    _, spec, result = done[0]
+    target, patient = _asked(spec, result)[0], result["test_patient"].values
+    placed = parts["placed"].mean("seed")
+    if "train_images" in placed.dims:
+        sizes = placed.train_images
+        each = [_covariance(placed.sel(train_images=n), target, patient) for n in sizes]
+        covariance = xr.concat(each, sizes)
+    else:
+        covariance = _covariance(placed, target, patient)
+    table = table.assign(covariance=covariance, patients=len(np.unique(patient)))
+    if len(target) == 1:
+        return table.isel(finding=0, finding_=0, drop=True)
+    return table.assign(finding_auc=parts["finding_auc"])
 
 
-def _scores(spec: Spec, result: xr.Dataset) -> xr.Dataset:
-    """Score and 0/1 target of each test image on each question of the AUC, and its patient."""
-    attrs = data.attrs(_data(spec))
+def _asked(spec: Spec, result: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Target and scores (question, image) of the questions behind the AUC."""
     given = result["test_target"].values, result["test_score"].values
-    target, score = (v.T for v in metrics.binary(*given, attrs.get("positive_from")))
-    dims = ("image", "finding")
-    parts = xr.Dataset(
-        {"score": (dims, score.astype(np.float32)), "target": (dims, target.astype(np.int8))}
-    ).assign(patient=result["test_patient"])
-    if "positive_from" in attrs:
-        return parts.isel(finding=0)
-    names = attrs.get("names") or [str(i) for i in range(target.shape[1])]
-    return parts.assign_coords(finding=names)
+    return metrics.binary(*given, data.attrs(_data(spec)).get("positive_from"))
+
+
+def _placed(spec: Spec, result: xr.Dataset) -> xr.Dataset:
+    """Placements and AUC of one run, by finding."""
+    asked = _asked(spec, result)
+    questions = [str(i) for i in range(len(asked[0]))]
+    attrs = data.attrs(_data(spec))
+    names = attrs.get("names", questions) if attrs["task"] == "findings" else questions
+    placed = (("finding", "image"), metrics.placements(*asked))
+    aucs = ("finding", [metrics.auc(t[:, None], s[:, None]) for t, s in zip(*asked, strict=True)])
+    return xr.Dataset({"placed": placed, "finding_auc": aucs}, {"finding": names})
+
+
+def _covariance(placed: xr.DataArray, target: np.ndarray, patient: np.ndarray) -> xr.DataArray:
+    """`metrics.patients_covariance` of placements (model, init, finding, image)."""
+    names = ("model", "init", "finding")
+    arms = placed.stack(arm=names).transpose("arm", "image").dropna("arm", how="all")
+    question = {name: i for i, name in enumerate(placed.finding.values)}
+    asked = target[[question[name] for name in arms.finding.values]]
+    found, _ = metrics.patients_covariance(asked, arms.values, patient)
+    index = arms.indexes["arm"]
+    coords = xr.Coordinates.from_pandas_multiindex(index, "arm")
+    other = index.set_names([f"{name}_" for name in names])
+    coords = coords.merge(xr.Coordinates.from_pandas_multiindex(other, "arm_")).coords
+    square = xr.DataArray(found, dims=("arm", "arm_"), coords=coords).unstack(["arm", "arm_"])
+    order = {name: placed[name].values for name in names}
+    return square.reindex(order | {f"{name}_": values for name, values in order.items()})
 
 
 def performance_table(results: Results) -> xr.Dataset:
