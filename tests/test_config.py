@@ -17,6 +17,7 @@ def test_key_changes_with_every_field(tiny_run):
         replace(run, data=replace(run.data, size=48)),
         replace(run, data=replace(run.data, seed=1)),
         replace(run, optim=replace(run.optim, precision="bfloat16")),
+        replace(run, optim=replace(run.optim, optimizer="sgd")),
         replace(run, init=config.Init(name="transfer", source=run)),
         replace(run, init=config.Init(name="mean_var", source=run)),
     ]
@@ -26,6 +27,28 @@ def test_key_changes_with_every_field(tiny_run):
 def test_key_is_stable(tiny_run):
     assert tiny_run().key == tiny_run().key
     assert re.fullmatch("[0-9a-f]{12}", tiny_run().key)
+
+
+def test_a_field_that_came_later_leaves_older_keys_alone(tiny_run):
+    """The key that this run had before there was a choice of optimiser."""
+    assert tiny_run(optimizer="adam").key == tiny_run().key == "74219434b4df"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("transfusion", "needs a block, such as transfusion:block2"),
+        (
+            "transfer:block1",
+            "possible are transfusion, suffix, only, frozen, mean_var with a block",
+        ),
+        ("only:", "with a block"),
+        ("transfuson:block1", "Did you mean 'transfusion'"),
+    ],
+)
+def test_names_of_inits_are_checked(name, message):
+    with pytest.raises(ValueError, match=message):
+        config.init_name(name)
 
 
 def test_dump_and_load_are_inverse(tiny_run):

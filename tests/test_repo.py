@@ -44,7 +44,7 @@ def test_every_dependency_has_an_exact_version_and_a_reason():
 def test_the_library_is_tracked_and_results_alone_of_the_cache():
     files = tracked()
     assert "lib/transfusion/__init__.py" in files
-    allowed = ("data_cache/README.md", "data_cache/results/retina/")
+    allowed = ("data_cache/README.md", "data_cache/results/retina/", "data_cache/results/cxr/")
     assert all(name.startswith(allowed) for name in files if name.startswith("data_cache/"))
     assert not [n for n in files if n.endswith((".jpeg", ".jpg", ".pth", ".safetensors", ".npz"))]
 
@@ -75,7 +75,8 @@ def test_help_imports_no_library():
 
 @pytest.mark.parametrize(
     "chapter",
-    ["performance", "representations", "overparametrization", "first_layer", "weight_scaling"],
+    ["performance", "representations", "overparametrization", "first_layer", "weight_scaling"]
+    + ["efficiency"],
 )
 def test_a_notebook_whose_results_are_there_imports_no_torch(chapter):
     """The cells themselves, with the parameters of a study whose results are in git."""
@@ -156,26 +157,18 @@ def test_margins_are_those_of_the_scope_page():
 
 
 def test_the_readmes_answers_are_those_of_the_tracked_results():
-    from transfusion import metrics, report, store
+    """Every claim has a row with its command; those on real images have verdict and numbers."""
+    from transfusion import claims
 
-    performance = store.open("retina", "performance")
-    gains, small = report.gains(performance), report.keeping_up(performance)
-    gaps = report.gaps(store.open("retina", "representations"))
-    speedups = report.speedups(store.open("retina", "weight_scaling"))
-    change = store.open("retina", "overparametrization")
-    sizes, reuse = report.size_effects(change).xs("random", level="init"), report.reuse(change)
-    large, worst = report.clearest(gains), small.loc[small["high"].idxmin()]
-    effects = [
-        ("gain", gains["verdict"], large, " points", 1),
-        ("difference", small["verdict"], worst, " points", 1),
-        ("gap", report.gap_verdicts(gaps), gaps.loc["resnet50"], "", 3),
-        ("difference", sizes["verdict"], report.clearest(sizes), "", 3),
-        ("low minus rest", reuse["verdict"], reuse.loc["resnet50"], "", 3),
-    ]
-    readme = (ROOT / "README.md").read_text()
-    for name, verdicts, row, unit, digits in effects:
-        verdict = metrics.overall(list(verdicts))
-        ends = (row[name], row["low"], row["high"], int(row["n"]))
-        assert f"**{verdict}**: {report.spread(*ends, digits=digits, unit=unit)}" in readme
-    scaling = speedups.loc[("resnet50", "mean_var")]
-    assert f"**{scaling['verdict']}**: {report.ratio(scaling)}" in readme
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line[:2] == "| "]
+    found = {study: claims.table(study) for study in ("retina", "cxr")}
+    assert all(len(table) for table in found.values())
+    for name, claim in claims.CLAIMS.items():
+        studies = [study for study, table in found.items() if name in table.index]
+        for study in studies or ["quick"]:
+            command = f"`transfusion run {study} --chapter {claim.chapter}`"
+            (row,) = [r for r in rows if f"| {claim.says} |" in r and command in r]
+            assert f"| {claim.paper()} |" in row
+            if studies:
+                answer = found[study].loc[name]
+                assert f"**{answer['verdict']}**, {answer['found']}" in row

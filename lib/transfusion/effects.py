@@ -560,10 +560,8 @@ def speedups(results: xr.Dataset) -> pd.DataFrame:
 
 def faster(results: xr.Dataset, model: str, slow: str, fast: str) -> dict:
     """One row of `speedups`: steps of one init over those of another."""
-    goal, one = level(results, model), results.sel(model=model)
-    steps = figures.reached(one, goal)
-    # A failed run is not one that never gets there.
-    steps = steps.where(one["auc"].notnull().any("step") & np.isfinite(goal))
+    goal = level(results, model)
+    steps = figures.reached(results.sel(model=model), goal).where(np.isfinite(goal))
     end = float(results.step[-1])
     found = metrics.speedup(steps.sel(init=slow).values, steps.sel(init=fast).values, end)
     ends = {n: 2.0 ** getattr(found.log2, n) for n in ("low", "high")}

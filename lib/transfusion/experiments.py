@@ -87,6 +87,8 @@ def _knobs(parameters: dict) -> Knobs:
             for e in error.errors()
         ]
         raise ValueError("; ".join(lines)) from None
+    for model in knobs.own_inits:
+        config.one_of(model, knobs.models, "model of own_inits")
     for arm in knobs.tuned:
         model, _, init = arm.partition(" ")
         if not model or not init:

@@ -485,10 +485,12 @@ def _png(pixels: np.ndarray) -> Image:
 
 
 def reached(results: xr.Dataset, level: float) -> xr.DataArray:
-    """Steps to a validation AUC by model, init and seed; inf where a run never gets there."""
-    return xr.apply_ufunc(
+    """Steps to a validation AUC by model, init and seed; inf where a run never gets there, nan
+    where it failed."""
+    steps = xr.apply_ufunc(
         lambda curve: metrics.steps_to(level, results.step.values, curve),
         results["auc"],
         input_core_dims=[["step"]],
         vectorize=True,
     )
+    return steps.where(results["auc"].notnull().all("step"))

@@ -157,7 +157,7 @@ def _count(chosen: np.ndarray) -> np.ndarray:
 def patients_covariance(
     target: np.ndarray, placements: np.ndarray, patient: np.ndarray
 ) -> tuple[np.ndarray, int]:
-    """Covariance (arm, arm) that AUCs owe to the test patients they share, and the patients' number.
+    """Covariance (arm, arm) that AUCs owe to the test patients they share, and how many these are.
 
     Target and placements are (arm, image); images of a patient (image,) are a cluster, as in
     Obuchowski (Biometrics 53:567, 1997), and with one image a patient this is the covariance of

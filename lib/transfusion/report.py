@@ -238,7 +238,9 @@ def measures_table(results: xr.Dataset) -> HTML:
     """The gap by each measure, with its interval over seeds."""
     tables = {figures.MEASURES[m]: effects.gaps(results, measure=m) for m in results.measure.values}
     rows = {
-        figures.title(str(model)): {n: _ends(t.loc[model], "gap", 3) for n, t in tables.items()}
+        figures.title(str(model)): {
+            n: _ends(t.loc[model], "gap", 3) if model in t.index else "–" for n, t in tables.items()
+        }
         for model in results.model.values
     }
     return look(pd.DataFrame(rows).T)

@@ -24,9 +24,10 @@ def run_table(results: Results) -> xr.Dataset:
 
 
 def scored_table(results: Results) -> xr.Dataset:
-    """With `covariance`, what mean test AUCs over seeds owe to the test patients they share, between
-    every two arms (model, init, model_, init_), and between findings where there are several; and
-    `finding_auc`, the test AUC of each. No score of an image is kept, and no patient.
+    """With `covariance`, what mean test AUCs over seeds owe to the test patients they share.
+
+    It is between every two arms (model, init, model_, init_), and findings where there are several,
+    of which `finding_auc` is the test AUC. No score of an image is kept, and no patient.
     """
     table = run_table(results)
     done = [(labels, spec, result) for labels, spec, result in results if "test_score" in result]
