@@ -11,11 +11,12 @@ book: install
 	$(BIN)/transfusion run quick
 	$(BIN)/transfusion book
 
+# A file's tests share what they make, so a file stays with one process.
 test: install check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 test-all: install
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest --numprocesses auto --dist loadfile -m "not gpu"
 
 check: install
 	$(BIN)/ruff check .

@@ -707,3 +707,10 @@ def test_a_number_never_travels_alone():
     assert effects.ratio(effects.speedups(curves(300, 100)).iloc[0]) == (
         f"3.0 times [3.0, 3.0] (n = {SEEDS})"
     )
+
+
+def test_inception_is_not_a_small_network():
+    models = ("cbr_tiny", "inception_v3", "resnet50")
+    results = scored({(m, i): [1.0] for m in models for i in ("random", "transfer")})
+    rows = effects.keeping_up(results).index.get_level_values("model")
+    assert set(rows) == {"cbr_tiny"}

@@ -26,6 +26,7 @@ GABORS = 0.05  # share of filters: one of 20, as many as noise of the 99 % level
 DEPTHS = np.linspace(0, 1, 5)  # of the blocks at which networks are compared
 LOOSE = 0.5  # a rank correlation
 LARGE = "resnet50"
+NOT_SMALL = (LARGE, "inception_v3")
 BOTH = ["random", "transfer"]
 SIGNS = {"transfer": 100.0, "random": -100.0}  # of a gain in points
 
@@ -174,7 +175,7 @@ def keeping_up(results: xr.Dataset, reference: str = LARGE) -> pd.DataFrame:
     """
     results = _having(results, model=[reference])
     rows = []
-    for model in [m for m in results.model.values if m != reference]:
+    for model in [m for m in results.model.values if m not in NOT_SMALL]:
         for init in results.init.values:
             one, other = (results.sel(model=m, init=init) for m in (model, reference))
             row = contrast(one, other, "difference", not_worse)
@@ -228,7 +229,7 @@ def interactions(results: xr.Dataset, large: str = LARGE) -> pd.DataFrame:
     results = _having(results, model=[large], init=BOTH)
     rows = []
     for size, model in itertools.product(results.train_images.values, results.model.values):
-        if model == large:
+        if model in NOT_SMALL:
             continue
         one = results.sel(train_images=size)
         arms = [
@@ -352,14 +353,14 @@ def thin_blocks(results: xr.Dataset) -> str:
     return f"Fewer than {rule}: {'; '.join(found)}." if found else f"All blocks have {rule}."
 
 
-def gap_verdicts(table: pd.DataFrame, large: str = LARGE) -> pd.DataFrame:
-    """With verdicts. Large network: gap above 0. Small ones: gap within the margin of 0 (the
+def gap_verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """With verdicts. Large networks: gap above 0. Small ones: gap within the margin of 0 (the
     paper's Figure 2)."""
     decided = []
     for model, row in table.iterrows():
         effect = as_interval(row, "gap")
         none = metrics.decide_equivalent(effect, CCA_MARGIN)
-        decided.append(above(effect) if model == large else none)
+        decided.append(above(effect) if model in NOT_SMALL else none)
     return table.assign(verdict=[d.verdict for d in decided], p=[d.p for d in decided])
 
 
@@ -503,17 +504,17 @@ def further(results: xr.Dataset, large: str = LARGE) -> pd.DataFrame:
     """How much further the filters of each small network move than the large one's, percent of
     their length, by init (E12). `holds` if the interval over seeds lies above 0."""
     far = 100 * _having(results, model=[large])["moved"].mean("filter")
-    others = far.drop_sel(model=large)
+    others = far.sel(model=[m for m in far.model.values if m not in NOT_SMALL])
     difference = others - far.sel(model=large, drop=True)
     return _paired({"model": others.model, "init": others.init}, difference, "further")
 
 
-def gabor_changes(table: pd.DataFrame, init: str, large: str = LARGE) -> pd.DataFrame:
+def gabor_changes(table: pd.DataFrame, init: str) -> pd.DataFrame:
     """Small networks, by model: from random init the share of Gabors stays within GABORS of what
     it was, and from pretrained weights some are lost (the paper's Figure 5)."""
     rows = []
     for (model, start), row in table.iterrows():
-        if start == init and model != large:
+        if start == init and model not in NOT_SMALL:
             decide = no_gabors if init == "random" else _signed(-1)
             rows.append(
                 {"model": model, **effect_row("change", as_interval(row, "change"), decide)}

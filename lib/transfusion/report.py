@@ -50,7 +50,8 @@ def claims_table(studies: Iterable[str], main: str) -> HTML:
             link = f'<a href="{folder}{claim.chapter}.html">{cell}</a>' if cell != "–" else cell
             row[STUDIES.get(study, study)] = link
         rows.append(row)
-    return look(pd.DataFrame(rows), index=False)
+    table = look(pd.DataFrame(rows), index=False).data
+    return HTML(f'<div class="claims">{table}</div>')
 
 
 def scale(studies: Iterable[str]) -> dict[str, str]:
