@@ -43,9 +43,12 @@ def test_notebooks_are_stored_clean(path):
 
 
 @pytest.mark.parametrize("study", experiments.studies())
-def test_notebooks_declare_the_parameters_of_every_study(study):
+def test_notebooks_declare_the_parameters_of_every_study_and_no_more(study):
+    """What a study left out would have the quick study's value, unseen."""
     for chapter in experiments.chapters(study):
-        render.checked(BOOK / f"{chapter}.ipynb", experiments.parameters(study, chapter))
+        notebook = BOOK / f"{chapter}.ipynb"
+        stated = render.checked(notebook, experiments.parameters(study, chapter))
+        assert set(stated) == set(papermill.inspect_notebook(str(notebook)))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
