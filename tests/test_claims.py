@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from transfusion import claims, effects, metrics, paper
@@ -158,7 +160,8 @@ CASES = {
     },
     "small_in_size_alone": {
         "holds": lambda: made_up.efficiency({"cbr_tiny": (1, 30), "cbr_small": (2, 150)}),
-        "differs": lambda: made_up.efficiency({"cbr_tiny": (1, 30), "wide": (30, 150)}),
+        "holds in part": lambda: made_up.efficiency({"cbr_tiny": (1, 30), "narrow": (10, 60)}),
+        "differs": lambda: made_up.efficiency({"cbr_tiny": (1, 5), "wide": (30, 150)}),
     },
     "any_recipe": {
         "holds": lambda: made_up.robustness({"wide": [0, 0.05], "slow": [0, 0.05]}),
@@ -166,10 +169,9 @@ CASES = {
         "inconclusive": lambda: made_up.robustness({"wide": [0, 0], "slow": [0, 0]}, 0.05),
     },
 }
-COUNTED = "parameters and operations are counted, for one network"
+COUNTED = "parameters and operations are counted"
 OUT_OF_REACH = {
     ("source_accuracy", "holds in part"): "one correlation over all networks",
-    ("small_in_size_alone", "holds in part"): COUNTED,
     ("small_in_size_alone", "inconclusive"): COUNTED,
     ("slim_tops", "holds in part"): "one network against one",
     ("any_recipe", "holds in part"): "one answer on all networks and variants",
@@ -435,3 +437,12 @@ def test_the_table_of_a_study_decides_each_claim_by_its_chapter(monkeypatch):
     # No source was trained here, no chest film shown, and no batch norm alone.
     assert list(table.index) == ["transfer", "small_networks", "scaling", "small_in_size_alone"]
     assert (table["verdict"] == "holds").all()
+
+
+def test_another_task_is_no_other_recipe():
+    results = made_up.robustness({"wide": [0, 0], "objects": [0.05, 0.05]})
+    assert claims.decide("any_recipe", results).verdict == "differs"
+    variants = {"wide": {}, "objects": {"target": "objects"}}
+    told = results.assign_attrs(parameters=json.dumps({"variants": variants}))
+    found = claims.decide("any_recipe", told)
+    assert "objects" not in found.found and found.verdict != "differs"

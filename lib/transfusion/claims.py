@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ class Claim(NamedTuple):
     decide: Callable[[xr.Dataset], Finding]
 
 
+TWICE = 2  # by how much operations must exceed what parameters suggest, see book/scope.md
 # Of a claim that no run speaks to; not a test, so it does not count among those corrected for.
 NOTHING = Finding("inconclusive", np.nan, "no run here speaks to it")
 
@@ -42,8 +44,12 @@ def _finding(
         return NOTHING
     row = table.loc[whose] if whose in table.index else effects.clearest(table)
     who = row.name if isinstance(row.name, tuple) else (row.name,)
-    named = ", ".join(figures.title(str(part)) for part in who)
+    named = ", ".join(map(_named, who))
     return Finding(*effects.overall(table), f"{_words(row, name, unit, digits)}, {named}")
+
+
+def _named(label: object) -> str:
+    return f"{label:,} images" if isinstance(label, int | np.integer) else figures.title(str(label))
 
 
 def _words(row: pd.Series, name: str, unit: str, digits: int) -> str:
@@ -169,25 +175,24 @@ def made_gabors(results: xr.Dataset) -> Finding:
 
 
 def small_in_size_alone(results: xr.Dataset) -> Finding:
-    """`holds` if some network of fewer parameters than the large one needs as many multiply-adds.
-    Both are counted, so there is nothing to estimate."""
+    """`holds` for a smaller network whose share of the large one's multiply-adds is at least twice
+    its share of the parameters. Both are counted, so there is nothing to estimate."""
     costs = results[["parameters", "multiply_adds"]].to_dataframe()
     if LARGE not in costs.index:
         return NOTHING
-    parts = costs / costs.loc[LARGE]
-    smaller = parts[parts["parameters"] < 1]
-    if smaller.empty:
+    shares = (costs / costs.loc[LARGE])[costs["parameters"] < costs.loc[LARGE, "parameters"]]
+    if shares.empty:
         return NOTHING
-    row = smaller["multiply_adds"].idxmax()
-    small, work = smaller.loc[row]
-    words = (
-        f"{figures.title(str(row))}: {small:.2f} of the parameters, {work:.2f} of the operations"
-    )
-    return Finding("holds" if work >= 1 else "differs", np.nan, words)
+    excess = shares["multiply_adds"] / shares["parameters"]
+    small, work = shares.loc[excess.idxmin()]
+    words = f"{small:.2f} of the parameters, {work:.2f} of the operations"
+    verdict = metrics.overall(["holds" if e >= TWICE else "differs" for e in excess])
+    return Finding(verdict, np.nan, f"{words}, {figures.title(str(excess.idxmin()))}")
 
 
 def any_recipe(results: xr.Dataset) -> Finding:
     table = effects.gains_by_variant(results)
+    table = table[~table.index.get_level_values("variant").isin(_other_tasks(results))]
     if table.empty:
         return NOTHING
     words = "; ".join(
@@ -195,6 +200,12 @@ def any_recipe(results: xr.Dataset) -> Finding:
         for variant, group in table.groupby(level="variant", sort=False)
     )
     return Finding(*effects.stable(table), words)
+
+
+def _other_tasks(results: xr.Dataset) -> list[str]:
+    """Variants that replace the task: their answers may differ."""
+    variants = json.loads(results.attrs.get("parameters", "{}")).get("variants", {})
+    return [name for name, knobs in variants.items() if "target" in knobs]
 
 
 def _gain(where: str) -> Callable[[], str]:

@@ -83,7 +83,9 @@ def setup() -> None:
     hv.output(widget_location="bottom")
     frame = dict(responsive=True, height=420, show_grid=True, toolbar="above", fontscale=1.15)
     hv.opts.defaults(
-        opts.Overlay(legend_position="bottom", legend_cols=1, show_title=False, **frame),
+        opts.Overlay(
+            legend_position="bottom", legend_cols=1, legend_limit=1000, show_title=False, **frame
+        ),
         opts.Curve(line_width=2),
     )
 
@@ -223,7 +225,8 @@ def tuning(results: xr.Dataset) -> hv.HoloMap:
                 line = hv.Curve(frame, "learning rate", "AUC").opts(color=_look(str(init))[0])
                 marks = hv.Scatter(frame, "learning rate", "AUC", label=title(str(init)))
                 layers += [line, marks.opts(size=10, **_mark(str(init)))]
-        axes = dict(logx=True, ylabel="best validation AUC (%)")
+        ticks = [(rate, f"{rate:g}") for rate in best.lr.values]
+        axes = dict(logx=True, xticks=ticks, ylabel="best validation AUC (%)", padding=0.1)
         found[title(str(model))] = hv.Overlay(layers).opts(**axes)
     return hv.HoloMap(found, hv.Dimension("model", values=list(found)), sort=False)
 

@@ -195,11 +195,14 @@ def book(main: str = "quick") -> Path:
     """
     config.one_of(main, experiments.studies(), "study")
     site = BUILD / "site"
-    pages = _pages(main)
-    for path in _sources():
-        _sync(site / path.relative_to(BOOK), path.read_bytes())
-    for page, (study, chapter) in pages.items():
-        _sync(site / f"{page}.ipynb", _page(study, chapter, main).encode())
+    staged = {path.relative_to(BOOK): path.read_bytes() for path in _sources()}
+    for page, (study, chapter) in _pages(main).items():
+        staged[Path(f"{page}.ipynb")] = _page(study, chapter, main).encode()
+    for path, content in staged.items():
+        _sync(site / path, content)
+    for path in site.rglob("*"):  # a page that was renamed or left out
+        if path.is_file() and path.relative_to(site) not in staged:
+            path.unlink()
     jupyter_book = Path(sys.executable).parent / "jupyter-book"
     command = [str(jupyter_book), "build", str(site), "-W", "-n", "--keep-going"]
     log = BUILD / "build.log"

@@ -43,15 +43,21 @@ def claims_table(studies: Iterable[str], main: str) -> HTML:
     tables = {study: claims.table(study) for study in studies}
     rows = []
     for name, claim in claims.CLAIMS.items():
-        row = {"Claim": claim.says, "Paper": claim.paper()}
+        row = {"Claim of the paper": f"{claim.says}<br><small>Paper: {claim.paper()}</small>"}
         for study, table in tables.items():
             folder = "" if study == main else f"{study}/"
-            cell = _cell(table.loc[name]) if name in table.index else "–"
-            link = f'<a href="{folder}{claim.chapter}.html">{cell}</a>' if cell != "–" else cell
-            row[STUDIES.get(study, study)] = link
+            page = f"{folder}{claim.chapter}.html"
+            row[STUDIES.get(study, study)] = (
+                _cell(table.loc[name], page) if name in table.index else "–"
+            )
         rows.append(row)
     table = look(pd.DataFrame(rows), index=False).data
     return HTML(f'<div class="claims">{table}</div>')
+
+
+def _cell(row: pd.Series, page: str) -> str:
+    alone = "" if row["alone"] == row["verdict"] else f" <small>(by itself: {row['alone']})</small>"
+    return f'<a href="{page}">{badge(row["verdict"])}</a>{alone}<br><small>{row["found"]}</small>'
 
 
 def scale(studies: Iterable[str]) -> dict[str, str]:
@@ -64,11 +70,6 @@ def scale(studies: Iterable[str]) -> dict[str, str]:
             images = "no (not yet run)"
         found[f"{study}_images"] = images
     return found
-
-
-def _cell(row: pd.Series) -> str:
-    alone = "" if row["alone"] == row["verdict"] else f" (by itself: {row['alone']})"
-    return f"{badge(row['verdict'])}{alone}<br><small>{row['found']}</small>"
 
 
 # --- words and tables ------------------------------------------------------------------------
@@ -152,6 +153,8 @@ def _ends(row: pd.Series, name: str, digits: int) -> str:
 def finding_table(results: xr.Dataset) -> HTML:
     """Gain of each finding by model, with p for their number; the paper's where confirmed."""
     table = effects.finding_gains(results)
+    if table.empty:
+        return HTML("<p>This study's task has one question, not several findings.</p>")
     shown = _labels(table)
     shown["gain, here"] = [_spread(row, "gain") for _, row in table.iterrows()]
     shown["gain, paper"] = [_paper_gain(m, f) for m, f in table.index]
@@ -278,14 +281,23 @@ def speedup_table(table: pd.DataFrame) -> HTML:
     """Speed-up over random init, beside the reading of the paper's Figure 6."""
     printed = paper.numbers("Figure 6", "speedup")["value"]
     shown = _labels(table)
-    shown["AUC to reach"] = ["–" if np.isnan(v) else f"{v:.3f}" for v in table["level"]]
-    shown["speed-up, here"] = [effects.ratio(row) for _, row in table.iterrows()]
-    shown["never reached"] = table["never"].to_numpy()
-    shown["speed-up, paper"] = [
-        f"{printed[k]:g}" if k in printed.index else "–" for k in table.index
-    ]
+    shown["AUC"] = ["–" if np.isnan(v) else f"{v:.3f}" for v in table["level"]]
+    shown["speed-up"] = [_ratio(row) for _, row in table.iterrows()]
+    shown["n"], shown["never"] = table["n"].to_numpy(), table["never"].to_numpy()
+    known = [key if key in printed.index else None for key in table.index]
+    if any(known):
+        shown["paper"] = [f"{printed[key]:g}" if key else "–" for key in known]
     shown["verdict"] = [badge(v) for v in table["verdict"]]
     return look(shown, index=False)
+
+
+def _ratio(row: pd.Series) -> str:
+    """`2.3 [1.1, 4.6]`, a bound where runs never got there, or nothing."""
+    if np.isnan(row["level"]) or row["bound"] == "unknown":
+        return "–"
+    if row["bound"]:
+        return f"{'≥' if row['bound'] == 'at least' else '≤'} {row['speed-up']:.1f}"
+    return f"{row['speed-up']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
 
 
 def look(frame: pd.DataFrame, *, index: bool = True) -> HTML:
