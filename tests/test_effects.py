@@ -713,3 +713,10 @@ def test_inception_is_not_a_small_network():
     models = ("cbr_tiny", "inception_v3", "resnet50")
     rows = effects.keeping_up(performance(0.0, models=models)).index.get_level_values("model")
     assert set(rows) == {"cbr_tiny"}
+
+
+def test_the_best_rate_is_that_of_the_best_validation_auc():
+    slow = trained({("cbr_tiny", "random"): 0.7, ("cbr_tiny", "transfer"): 0.9})
+    fast = trained({("cbr_tiny", "random"): 0.8, ("cbr_tiny", "transfer"): 0.6})
+    both = xr.concat([slow, fast], "lr").assign_coords(lr=[0.001, 0.01])
+    assert effects.best_rates(both) == {"cbr_tiny random": 0.01, "cbr_tiny transfer": 0.001}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
-from transfusion import data, experiments, schedule, store
+from transfusion import data, effects, experiments, schedule, store
 
 from .conftest import KNOBS, ROOT, collect, poison
 
@@ -327,6 +327,13 @@ def test_tracked_results_are_those_of_the_parameter_files(study):
     for chapter in tracked:
         specs = experiments.runs(chapter, **experiments.parameters(study, chapter))
         assert experiments.is_collected(study, chapter, specs), chapter
+
+
+@pytest.mark.parametrize("study", tracked_studies())
+def test_tuned_rates_are_those_of_the_tracked_tuning(study):
+    tuned = experiments.parameters(study, "performance")["tuned"]
+    found = (ROOT / f"data_cache/results/{study}/tuning.zarr").exists()
+    assert tuned == (effects.best_rates(store.open(study, "tuning")) if found else {})
 
 
 def test_precision_follows_the_machine(monkeypatch):

@@ -204,6 +204,14 @@ def loose(rho: metrics.Correlation) -> metrics.Decision:
     return metrics.Decision("differs" if rho.p < metrics.LEVEL else "inconclusive", rho.p)
 
 
+def best_rates(results: xr.Dataset) -> dict[str, float]:
+    """The learning rate with the best validation AUC, as `tuned` wants it: "model init": rate."""
+    best = results["auc"].max("step").isel(seed=0)
+    arms = [(m, i) for m in best.model.values for i in best.init.values]
+    values = {f"{m} {i}": best.sel(model=m, init=i) for m, i in arms}
+    return {n: float(v.lr[int(v.argmax("lr"))]) for n, v in values.items() if v.notnull().any()}
+
+
 def clearest(table: pd.DataFrame) -> pd.Series:
     """The row whose interval lies farthest from 0: the one that decides, not the largest mean.
 

@@ -57,7 +57,7 @@ TITLES = {
     "random": "random",
     "mean_var": "Mean Var",
     "transfer": "transfer",
-    "mean_var_bn_copied": "Mean Var, batch norm copied",
+    "mean_var_bn_copied": "Mean Var with batch norm",
     "mean_var_bn_redrawn": "Mean Var, batch norm redrawn",
     "scale_matched": "scale matched",
     "batch_norm": "batch norm alone",
@@ -139,7 +139,9 @@ def _model_curves(results: xr.Dataset, over: str) -> hv.Overlay:
         mean = _curve(steps, auc.mean("seed").values, title(name))
         dots = hv.Scatter(mean.data, "step", "validation AUC", label=title(name))
         layers += [mean.opts(color=color, line_width=3), dots.opts(size=7, **_mark(name))]
-    return hv.Overlay(layers).opts(xlabel="training step", ylabel="validation AUC")
+    height = 360 + 24 * results.sizes[over]  # with the legend below
+    axes = dict(xlabel="training step", ylabel="validation AUC")
+    return hv.Overlay(layers).opts(height=height, **axes)
 
 
 def _curve(steps: np.ndarray, values: np.ndarray, label: str = "") -> hv.Curve:

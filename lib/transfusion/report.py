@@ -187,15 +187,12 @@ def tuning_table(results: xr.Dataset) -> HTML:
     """Best validation AUC of each arm at each learning rate, in percent; the chosen one is bold."""
     best = 100 * results["auc"].max("step").isel(seed=0)
     rows = []
-    for model in best.model.values:
-        for init in best.init.values:
-            values = best.sel(model=model, init=init)
-            if values.notnull().any():
-                top = values.lr.values[int(values.argmax("lr"))]
-                cells = {f"{r:g}": f"{float(values.sel(lr=r)):.1f}" for r in values.lr.values}
-                cells[f"{top:g}"] = f"<b>{cells[f'{top:g}']}</b>"
-                names = {"model": figures.title(str(model)), "init": figures.title(str(init))}
-                rows.append(names | cells)
+    for arm, top in effects.best_rates(results).items():
+        model, init = arm.split(" ")
+        values = best.sel(model=model, init=init)
+        cells = {f"{rate:g}": f"{float(values.sel(lr=rate)):.1f}" for rate in best.lr.values}
+        cells[f"{top:g}"] = f"<b>{cells[f'{top:g}']}</b>"
+        rows.append({"model": figures.title(model), "init": figures.title(init)} | cells)
     return look(pd.DataFrame(rows), index=False)
 
 
