@@ -19,9 +19,8 @@ def environment(tmp_path_factory):
     """A cache and a build of its own; the cache sees the tracked results."""
     cache, build = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("build")
     (cache / "results").mkdir()
-    retina = ROOT / "data_cache/results/retina"
-    if retina.exists():
-        (cache / "results/retina").symlink_to(retina)
+    for study in ("retina", "cxr"):
+        (cache / "results" / study).symlink_to(ROOT / "data_cache/results" / study)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(render, "BUILD", build / "_build")
         yield {**os.environ, "TRANSFUSION_CACHE": str(cache), "TRANSFUSION_BUILD": str(build)}
@@ -63,13 +62,14 @@ def test_plain_papermill_gives_the_same_page(smoke, tmp_path):
     assert found.returncode == 0, found.stderr
     ours = json.loads(render.executed("smoke", "performance").read_text())["cells"]
     plain = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
-    for name in ("verdict", "table", "verdicts", "small", "footer"):
+    for name in ("verdict", "table", "gains", "small", "footer"):
         one, other = (next(c for c in page if c["id"] == name) for page in (ours, plain))
         assert one["outputs"][0]["data"]["text/html"] == other["outputs"][0]["data"]["text/html"]
 
 
 def test_the_book_is_built_and_needs_no_network(smoke):
-    assert transfusion(smoke, "run", "retina").returncode == 0
+    for study in ("retina", "cxr"):
+        assert transfusion(smoke, "run", study, "--collected").returncode == 0
     found = transfusion(smoke, "book", "--study", "smoke")
     assert found.returncode == 0, found.stderr
     pages = sorted((render.BUILD / "html").rglob("*.html"))
@@ -79,6 +79,10 @@ def test_the_book_is_built_and_needs_no_network(smoke):
         assert not OUTSIDE.search(text), page
         assert "cdn.bokeh.org" not in text and "cdn.holoviz.org" not in text, page
         assert len(text) < 1_500_000, page
+    front = (render.BUILD / "html/intro.html").read_text()
+    table = front[front.index('<div class="claims">') : front.index("How to read a verdict")]
+    links = re.findall(r'href="([^"]+)"', table)
+    assert len(links) > 20 and all((render.BUILD / "html" / link).exists() for link in links)
 
 
 @pytest.mark.parametrize(
