@@ -1,12 +1,16 @@
 import json
+import os
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from PIL import Image
-from torch.utils._python_dispatch import TorchDispatchMode
-from transfusion import config, data, experiments, schedule, store
+# Before numpy is loaded: sums depend on the number of threads, and tests share the cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from transfusion import config, data, experiments, schedule, store  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
