@@ -2,18 +2,19 @@ import json
 import os
 from pathlib import Path
 
-# Before numpy is loaded: sums depend on the number of threads, and tests share the cores.
-os.environ["OMP_NUM_THREADS"] = "1"
-
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from transfusion import config, data, experiments, schedule, store  # noqa: E402
+import numpy as np
+import pytest
+import threadpoolctl
+import torch
+from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from transfusion import config, data, experiments, schedule, store
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# One thread, here and in what tests start: the last bits of a sum depend on their number.
+os.environ["OMP_NUM_THREADS"] = "1"
+threadpoolctl.threadpool_limits(1)
 torch.set_num_threads(1)
 
 KNOBS = {
