@@ -1,11 +1,12 @@
 import json
 import subprocess
 import sys
+from unittest import mock
 
 import nbformat
 import papermill
 import pytest
-from transfusion import experiments, render
+from transfusion import experiments, render, schedule
 
 from .conftest import ROOT, cells
 
@@ -152,3 +153,21 @@ def test_a_page_of_text_may_be_called_like_a_chapter(monkeypatch, tmp_path):
     with pytest.raises(ValueError) as problem:
         render.book("smoke")
     assert "guide" not in str(problem.value)
+
+
+def test_collected_computes_and_renders_nothing_without_results(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(render, "BUILD", tmp_path)
+    monkeypatch.setattr(schedule, "compute", lambda specs, jobs: specs and pytest.fail("computed"))
+    render.study("smoke", ["performance", "data"], collected=True)
+    assert not render.executed("smoke", "performance").exists()
+
+
+def test_a_page_that_was_left_out_leaves_the_staged_book(tmp_path, monkeypatch):
+    monkeypatch.setattr(render, "BUILD", tmp_path / "_build")
+    monkeypatch.setattr(render, "_pages", lambda main: {})
+    monkeypatch.setattr(render.subprocess, "run", lambda *_, **__: mock.Mock(returncode=0))
+    old = tmp_path / "_build/site/old.md"
+    old.parent.mkdir(parents=True)
+    old.write_text("# An old page")
+    render.book("smoke")
+    assert not old.exists() and (tmp_path / "_build/site/scope.md").exists()
