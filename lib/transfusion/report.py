@@ -20,12 +20,15 @@ STUDIES = {"quick": "Synthetic retinas", "retina": "Real retinas", "cxr": "Chest
 
 
 def verdict_box(results: xr.Dataset, *names: str) -> HTML:
-    """Each claim as the paper has it, what was found, and the verdict, in a box."""
-    return HTML("".join(_box(claims.CLAIMS[name], claims.decide(name, results)) for name in names))
+    """Each claim as the paper has it, what was found, and the verdict, in a box; claims that no run
+    of the study speaks to are left out."""
+    found = {name: claims.decide(name, results) for name in names}
+    told = {name: finding for name, finding in found.items() if finding is not claims.NOTHING}
+    return HTML("".join(_box(claims.CLAIMS[name], finding) for name, finding in told.items()))
 
 
 def _box(claim: claims.Claim, finding: claims.Finding) -> str:
-    p = "" if np.isnan(finding.p) else f" <small>p {_p(finding.p)}</small>"
+    p = "" if np.isnan(finding.p) else f" <small>p {_p(finding.p)}, all comparisons</small>"
     return (
         f'<div class="verdict {_slug(finding.verdict)}"><p><b>Paper.</b> {claim.says}: '
         f"{claim.paper()}.</p><p><b>Here.</b> {finding.found}.</p>"
@@ -161,7 +164,6 @@ def finding_table(results: xr.Dataset) -> HTML:
     shown["gain, here"] = [_spread(row, "gain") for _, row in table.iterrows()]
     shown["gain, paper"] = [_paper_gain(m, f) for m, f in table.index]
     shown["p, adjusted"] = table["adjusted"].map(_p).to_numpy()
-    shown["effect"] = table["verdict"].to_numpy()
     return look(shown, index=False)
 
 
