@@ -52,6 +52,7 @@ def test_tables_of_other_chapters():
     text = report.finding_table(films).data
     assert all(finding in text for finding in FINDINGS) and "+0.55" not in text
     assert "one question" in report.finding_table(performance([0.0, 0.0])).data
+    assert "No run" in report.difference_table(effects.variants(CURVES), "difference").data
     costs = efficiency({"cbr_tiny": (1_000_000, 5_000_000)})
     extra = {"memory": ("model", [2e6, 3e6]), "seconds": costs.test_auc * 0 + 7}
     assert "<td>0.005</td>" in report.cost_table(costs.assign(extra)).data

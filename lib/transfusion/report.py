@@ -128,6 +128,8 @@ def _printed(numbers: pd.DataFrame, model, init: str) -> str:
 def difference_table(table: pd.DataFrame, name: str, digits: int = 1) -> HTML:
     """Any table of effects: interval, n, the smallest effect that it could have shown with a power
     of 80 %, and the verdict."""
+    if table.empty:
+        return HTML("<p>No run of this study speaks to it.</p>")
     shown = _labels(table)
     shown[name] = [_spread(row, name, digits) for _, row in table.iterrows()]
     shown["could show"] = [
