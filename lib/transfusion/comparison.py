@@ -45,7 +45,7 @@ def _checkpoint(spec: config.Comparison) -> Path:
 def _compare(spec: config.Comparison) -> xr.Dataset:
     if len({(run.model, run.data) for run in spec.runs}) != 1:
         raise ValueError("a comparison needs runs of one model on one data set")
-    images = data.load(spec.runs[0].data)
+    images = data.load(spec.data)
     test = data.split_of(images, "test").isel(image=slice(spec.images))
     nets, names = _networks(spec, _spread(data.split_of(images, "train"), CALIBRATION))
     trained = [i for i, name in enumerate(names) if name.endswith(":final")]

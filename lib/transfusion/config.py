@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 SCHEMA = 1
 STRICT = ConfigDict(strict=True, extra="forbid")
 Precision = Literal["float32", "bfloat16"]
+Optimizer = Literal["adam", "sgd"]
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -106,7 +107,7 @@ class Optim:
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the steps
     evaluations: Count = 20  # points of the learning curve
     precision: Precision = "float32"
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Optimizer = "adam"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -139,13 +140,21 @@ class Comparison:
     def key(self) -> str:
         return key(self)
 
+    @property
+    def data(self) -> Data:
+        """The images that all its runs share."""
+        return self.runs[0].data
 
-def dump(spec: Data | Run | Comparison) -> dict:
+
+Spec = Run | Comparison
+
+
+def dump(spec: Data | Spec) -> dict:
     """A specification as plain JSON types, with its kind."""
     return {"kind": type(spec).__name__, **asdict(spec)}
 
 
-def load(fields: dict) -> Data | Run | Comparison:
+def load(fields: dict) -> Data | Spec:
     """The inverse of `dump`; raises pydantic.ValidationError on anything unknown."""
     kinds = {"Data": Data, "Run": Run, "Comparison": Comparison}
     spec = {name: value for name, value in fields.items() if name != "kind"}

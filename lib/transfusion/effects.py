@@ -206,7 +206,7 @@ def loose(rho: metrics.Correlation) -> metrics.Decision:
 
 def best_rates(results: xr.Dataset) -> dict[str, float]:
     """The learning rate with the best validation AUC, as `tuned` wants it: "model init": rate."""
-    best = results["auc"].max("step").isel(seed=0)
+    best = figures.best_validation(results)
     arms = [(m, i) for m in best.model.values for i in best.init.values]
     values = {f"{m} {i}": best.sel(model=m, init=i) for m, i in arms}
     return {n: float(v.lr[int(v.argmax("lr"))]) for n, v in values.items() if v.notnull().any()}
@@ -777,7 +777,7 @@ def as_interval(row: pd.Series, name: str) -> metrics.Interval:
 
 def _means(auc: xr.DataArray) -> dict[str, float]:
     found: dict[str, float] = {}
-    for init in ("random", "transfer"):
+    for init in BOTH:
         values = metrics.interval(auc.sel(init=init).values)
         found |= {init: values.mean, f"{init} sd": values.sd}
     return found

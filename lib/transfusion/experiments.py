@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from pydantic.dataclasses import dataclass
 
 from transfusion import config, data, schedule, store, tables
-from transfusion.schedule import Spec, gpus
+from transfusion.config import Spec
+from transfusion.schedule import gpus
 from transfusion.tables import Labels, Results
 
 # No target run has it: a source that began as a target's random network did would resemble it.
@@ -53,7 +54,7 @@ class Knobs:
     batch: config.Count
     lr: config.Positive
     tuned: dict[str, config.Positive] = field(default_factory=dict)
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: config.Optimizer = "adam"
     evaluations: config.Count
     precision: Literal["auto", "float32", "bfloat16"]
     seeds: config.Count
@@ -255,8 +256,7 @@ def result(spec: Spec) -> xr.Dataset:
 
 
 def _train_images(spec: Spec) -> int:
-    run = spec.runs[0] if isinstance(spec, config.Comparison) else spec
-    return run.data.train or len(data.split_of(data.load(run.data), "train").image)
+    return spec.data.train or len(data.split_of(data.load(spec.data), "train").image)
 
 
 def _facts(labels: Labels, spec: Spec, result: xr.Dataset) -> dict:

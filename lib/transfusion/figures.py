@@ -214,9 +214,14 @@ def efficiency(results: xr.Dataset) -> hv.HoloMap:
     return hv.HoloMap(found, hv.Dimension("cost", values=list(found)), sort=False)
 
 
+def best_validation(results: xr.Dataset) -> xr.DataArray:
+    """Best validation AUC of the first seed, percent: learning rates are chosen by it."""
+    return 100 * results["auc"].max("step").isel(seed=0)
+
+
 def tuning(results: xr.Dataset) -> hv.HoloMap:
     """Best validation AUC against the learning rate, by init."""
-    best = 100 * results["auc"].max("step").isel(seed=0)
+    best = best_validation(results)
     found = {}
     for model in best.model.values:
         layers = []

@@ -191,7 +191,7 @@ def source_table(results: xr.Dataset) -> HTML:
 
 def tuning_table(results: xr.Dataset) -> HTML:
     """Best validation AUC of each arm at each learning rate, in percent; the chosen one is bold."""
-    best = 100 * results["auc"].max("step").isel(seed=0)
+    best = figures.best_validation(results)
     rows = []
     for arm, top in effects.best_rates(results).items():
         model, init = arm.split(" ")

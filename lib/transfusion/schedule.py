@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from transfusion import config, data, store
 
-Spec = config.Run | config.Comparison
-Task = config.Data | Spec  # what a process is given; synthetic images are drawn before their runs
+# What a process is given; synthetic images are drawn before their runs.
+Task = config.Data | config.Spec
 
 
 def gpus() -> int:
@@ -28,7 +28,7 @@ class Failed(RuntimeError):
     """Some of the work could not be done; what was finished is kept."""
 
 
-def missing(specs: Iterable[Spec]) -> list[Task]:
+def missing(specs: Iterable[config.Spec]) -> list[Task]:
     """Whatever is not there yet, of these and of what they need, in the order of need."""
     needed: dict[str, Task] = {}
     for spec in specs:
@@ -58,7 +58,7 @@ def _there(task: Task) -> bool:
     return whole and store.read(task.key) is not None
 
 
-def compute(specs: Iterable[Spec], *, jobs: int | None = None) -> None:
+def compute(specs: Iterable[config.Spec], *, jobs: int | None = None) -> None:
     """Compute what is missing, one process a core (one in all on a GPU), one thread each.
 
     Everything is checked before anything starts. Raises ValueError for what cannot run, OSError

@@ -10,9 +10,8 @@ import xarray as xr
 
 from transfusion import config, data, filters, metrics, store
 
-Spec = config.Run | config.Comparison
 Labels = dict[str, str | int | float]
-Results = list[tuple[Labels, Spec, xr.Dataset]]
+Results = list[tuple[Labels, config.Spec, xr.Dataset]]
 
 
 def run_table(results: Results) -> xr.Dataset:
@@ -50,17 +49,17 @@ def scored_table(results: Results) -> xr.Dataset:
     return table.assign(finding_auc=parts["finding_auc"])
 
 
-def _asked(spec: Spec, result: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+def _asked(spec: config.Spec, result: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Target and scores (question, image) of the questions behind the AUC."""
     given = result["test_target"].values, result["test_score"].values
-    return metrics.binary(*given, data.attrs(_data(spec)).get("positive_from"))
+    return metrics.binary(*given, data.attrs(spec.data).get("positive_from"))
 
 
-def _placed(spec: Spec, result: xr.Dataset) -> xr.Dataset:
+def _placed(spec: config.Spec, result: xr.Dataset) -> xr.Dataset:
     """Placements and AUC of one run, by finding."""
     asked = _asked(spec, result)
     questions = [str(i) for i in range(len(asked[0]))]
-    attrs = data.attrs(_data(spec))
+    attrs = data.attrs(spec.data)
     names = attrs.get("names", questions) if attrs["task"] == "findings" else questions
     placed = (("finding", "image"), metrics.placements(*asked))
     aucs = ("finding", [metrics.auc(t[:, None], s[:, None]) for t, s in zip(*asked, strict=True)])
@@ -106,7 +105,7 @@ def cost_table(results: Results) -> xr.Dataset:
     from transfusion import models
 
     table = run_table(results)
-    names, size = [str(m) for m in table.model.values], _data(results[0][1]).size
+    names, size = [str(m) for m in table.model.values], results[0][1].data.size
     seconds = [result.attrs.get("seconds", np.nan) for _, _, result in results]
     spent = xr.DataArray(seconds, dims="run", name="seconds").to_dataset()
     spent = _unstack(spent, [labels for labels, _, _ in results], "run")
@@ -116,10 +115,6 @@ def cost_table(results: Results) -> xr.Dataset:
         "memory": [models.memory(name, size) for name in names],
     }
     return table.merge(spent).assign({n: ("model", values) for n, values in costs.items()})
-
-
-def _data(spec: Spec) -> config.Data:
-    return spec.runs[0].data if isinstance(spec, config.Comparison) else spec.data
 
 
 def _joined(parts: list[xr.Dataset], dim: str = "run") -> xr.Dataset:
@@ -142,7 +137,7 @@ def data_table(results: Results) -> xr.Dataset:
     return run_table(results).assign(conv1_change=change)
 
 
-def _first_layer(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
+def _first_layer(spec: config.Spec) -> tuple[np.ndarray, np.ndarray]:
     """Weights (filter, channel, y, x) before and after training."""
     from transfusion import train
 
