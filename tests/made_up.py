@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import xarray as xr
+from scipy import stats
 from transfusion import metrics
 
 LARGE, SMALL = "resnet50", ["cbr_tiny", "cbr_small"]
@@ -344,3 +345,15 @@ def relabelled(results, rng):
         fields = {f"init_{end}": ("pair", list(init)), f"seed_{end}": ("pair", list(seed))}
         results = results.assign_coords(fields)
     return results
+
+
+# --- what is found ---------------------------------------------------------------------------
+
+
+def ends(row):
+    return row["low"], row["high"]
+
+
+def at_most_one_in_twenty(decided):
+    """A binomial bound: so many decided studies are no more than 5 % and chance."""
+    return stats.binomtest(int(np.sum(decided)), len(decided), 0.05, "greater").pvalue > 0.01

@@ -3,21 +3,18 @@ import pandas as pd
 import pytest
 import xarray as xr
 from scipy import stats
-from transfusion import effects, figures, metrics
+from transfusion import effects, metrics, representations
 
 from . import made_up
 from .made_up import (
-    FALLING,
     LARGE,
-    LEVEL,
     SEEDS,
-    STAYING,
-    changed,
+    at_most_one_in_twenty,
+    ends,
     failed,
     first_layers,
     performance,
     predicted,
-    similarity,
     trained,
 )
 
@@ -50,10 +47,6 @@ def many_sizes(said):
 
 def sizes(**how):
     return many_sizes(said(FINDINGS[:2], **how))
-
-
-def ends(row):
-    return row["low"], row["high"]
 
 
 # --- differences in test AUC -----------------------------------------------------------------
@@ -257,11 +250,6 @@ def test_a_loose_relation_is_one_whose_interval_lies_within_a_half():
 STUDIES = 300
 
 
-def at_most_one_in_twenty(decided):
-    """A binomial bound: so many decided studies are no more than 5 % and chance."""
-    return stats.binomtest(int(np.sum(decided)), len(decided), 0.05, "greater").pvalue > 0.01
-
-
 def many(rng, models, inits=("random", "transfer"), between=0.02, **dims):
     """Test AUC of networks that differ by chance alone."""
     coords = {"model": list(models), "init": list(inits), "seed": range(4), **dims}
@@ -300,21 +288,6 @@ def test_speedups_of_nothing_are_seldom_decided(rng):
     assert at_most_one_in_twenty(table["verdict"] != "inconclusive")
 
 
-@pytest.mark.parametrize("own", [0.0, 0.02])
-def test_gaps_of_nothing_are_seldom_decided(rng, own):
-    """Whether networks are more or less like all others, or only pairs differ."""
-    names = [f"net{i}" for i in range(60)] + [LARGE]
-    pairs = made_up.couples([(*net, "final") for net in made_up.networks(4)])
-    values = 0.5 + 0.01 * rng.normal(size=(len(names), 1, len(pairs)))
-    each = own * rng.normal(size=(len(names), 8))
-    place = {net: i for i, net in enumerate(made_up.networks(4))}
-    for end in (0, 1):
-        values[:, 0] += each[:, [place[pair[end][:2]] for pair in pairs]]
-    table = effects.gaps(made_up.compared(values, pairs, models=names))
-    p = [metrics.decide_positive(effects.as_interval(row, "gap")).p for _, row in table.iterrows()]
-    assert at_most_one_in_twenty(np.array(p) < 0.05)
-
-
 # --- little data -----------------------------------------------------------------------------
 
 
@@ -347,142 +320,6 @@ def test_each_network_has_frozen_features_of_its_own():
     assert (
         list(table.index.get_level_values("init")) == ["frozen:block5"] * 2 + ["frozen:block4"] * 2
     )
-
-
-# --- similarity ------------------------------------------------------------------------------
-
-
-def test_gaps_are_random_random_minus_random_transfer():
-    table = effects.gaps(similarity([0.0, 0.05]))
-    assert table.loc[LARGE, "gap"] == pytest.approx(0.05, abs=0.005)
-    assert table.loc[LARGE, "null"] == pytest.approx(0.1)
-    found = table["random, random"] - table["random, transfer"]
-    np.testing.assert_allclose(table["gap"], found)
-    assert effects.gap_verdicts(table)["verdict"].tolist() == ["holds", "holds"]
-
-
-def test_gaps_the_other_way_round_differ():
-    table = effects.gap_verdicts(effects.gaps(similarity([0.05, -0.05])))
-    assert table["verdict"].tolist() == ["differs", "differs"] and (table["p"] < 0.05).all()
-    noisy = effects.gap_verdicts(effects.gaps(similarity([0.0, 0.0], noise=0.2)))
-    assert set(noisy["verdict"]) == {"inconclusive"} and (noisy["p"] >= 0.05).all()
-
-
-def test_networks_that_are_like_all_others_widen_the_gaps_interval():
-    """Where pairs owe all to their networks, the interval is the paired one of the networks."""
-    results = similarity([0.0, 0.05], noise=0, own=0.02)
-    one = results.sel(model=LARGE, measure="cca", block="block1")
-    mixed = one.isel(pair=figures.between(one, "random", "transfer"))
-    values = mixed["corrected"].values.reshape(SEEDS, SEEDS)  # random, transfer
-    random, transfer = values.mean(1), values.mean(0)
-    expected = stats.ttest_rel(random, transfer).confidence_interval()
-    low, high = ends(effects.gaps(results).loc[LARGE])
-    assert (high - low) == pytest.approx(expected.high - expected.low)
-
-
-def test_what_is_kept_is_above_chance_at_matched_depth():
-    kept = effects.kept(changed([FALLING, LEVEL], [LEVEL, LEVEL]))
-    np.testing.assert_allclose(
-        kept.sel(model="cbr_small", init="random")[0], np.linspace(0.9, 0.3, 5)
-    )
-    assert kept.dims == ("model", "init", "seed", "depth")
-
-
-def test_size_effects_are_the_largest_network_less_the_others():
-    results = changed([FALLING, STAYING], [LEVEL, LEVEL], noise=0.01)
-    row = effects.size_effects(results).loc[("cbr_small", "random")]
-    assert row["difference"] == pytest.approx(0.3, abs=0.02) and row["verdict"] == "holds"
-    first = effects.size_effects(results, depth=0).loc[("cbr_small", "random")]
-    assert first["difference"] == pytest.approx(0, abs=0.02)
-    other_way = effects.size_effects(changed([STAYING, FALLING], [LEVEL, LEVEL], noise=0.01))
-    assert other_way.loc[("cbr_small", "random"), "verdict"] == "differs"
-    same = effects.size_effects(changed([LEVEL, LEVEL], [LEVEL, LEVEL], noise=0.01))
-    assert (same["verdict"] == "inconclusive").all()
-
-
-def test_reuse_is_the_excess_of_pretrained_networks_in_low_blocks():
-    low_only = [0.9, 0.9, 0.6, 0.6]
-    table = effects.reuse(changed([LEVEL, LEVEL], [low_only, LEVEL], noise=0.005))
-    # Five depths over four blocks: the second lies between the first two, the third in the middle.
-    assert table.loc["cbr_small", "low minus rest"] == pytest.approx(0.3 - 0.15 / 3, abs=0.02)
-    assert table.loc["cbr_small", "verdict"] == "holds"
-    assert table.loc[LARGE, "verdict"] == "inconclusive"
-    high_only = effects.reuse(changed([LEVEL, LEVEL], [low_only[::-1], LEVEL], noise=0.005))
-    assert high_only.loc["cbr_small", "verdict"] == "differs"
-
-
-def test_low_blocks_that_stay_are_seen():
-    table = effects.stays_low(changed([FALLING, LEVEL], [LEVEL, FALLING[::-1]]))
-    assert table["verdict"].tolist() == ["holds", "inconclusive", "inconclusive", "differs"]
-
-
-@pytest.mark.parametrize(
-    ("foretold", "verdict"),
-    [
-        ([[0, 0], [1, 0]], "holds"),
-        ([[1, 0], [1, 0]], "holds in part"),
-        ([[1, 1], [0, 1]], "differs"),
-        ([[0, 0], [0, 0]], "inconclusive"),
-    ],
-)
-def test_what_is_foretold(foretold, verdict):
-    table = effects.foretold(predicted(foretold))
-    for kind in ("random, random", "random, transfer"):
-        for (model, block), there in np.ndenumerate(foretold):
-            name = ("cbr_tiny", LARGE)[model], ("first", "last")[block], kind
-            assert table.loc[name, "n"] == 4
-            assert (table.loc[name, "R2"] > 0.95) == there
-    found = effects.foretold_decision(table)
-    assert found.verdict == verdict and (found.p < 0.05) == (verdict != "inconclusive")
-
-
-def test_initial_and_final_shares_are_of_the_same_pairs():
-    one = figures.blocks_of(predicted([[1, 1], [1, 1]]), "cbr_tiny", "cca").isel(block=0)
-    for kind in ("random", "transfer"):
-        before, after = figures.neurons(one, kind)
-        correlations = np.corrcoef(before, after)[: len(before), len(before) :]
-        assert (np.diag(correlations) > 0.95).all()
-        off = correlations[~np.eye(len(before), dtype=bool)]
-        assert np.abs(off).max() < 0.7
-
-
-def test_a_network_that_nothing_foretells_is_left_out_with_all_its_pairs():
-    results = predicted([[1, 1], [1, 1]])
-    there = (results.seed_a != "1") & (results.seed_b != "1")
-    lost = results.assign(explained=results["explained"].where(there))
-    expected = effects.foretold(results.isel(pair=there.values))
-    pd.testing.assert_frame_equal(effects.foretold(lost), expected)
-
-
-def test_thin_blocks_are_named():
-    results = similarity([0, 0])
-    assert effects.thin_blocks(results) == "All blocks have 50 datapoints a neuron."
-    results["datapoints"][1, 1] = 799
-    assert effects.thin_blocks(results) == "Fewer than 50 datapoints a neuron: ResNet-50 (block2)."
-
-
-# --- first layers ----------------------------------------------------------------------------
-
-
-def test_movements_are_percent_and_gabors_are_counted():
-    still, none = [[0.1, 0.05], [0.01, 0.01]], [0, 0]
-    results = first_layers(still, [[none, [0.5, 0.25]], [none, [0.8, 0.8]]])
-    table = effects.movements(results)
-    row = table.loc[("cbr_small", "transfer")]
-    assert row["moved"] == pytest.approx(5, rel=0.05)
-    assert (row["gabors before"], row["gabors after"], row["change"]) == (50, 25, -25)
-    assert effects.further(results)["verdict"].tolist() == ["holds", "holds"]
-    for init in effects.BOTH:
-        found = effects.gabor_changes(table, init)
-        assert found["verdict"].to_dict() == {"cbr_small": "holds"}
-        assert ends(found.loc["cbr_small"]) == ends(table.loc[("cbr_small", init)])
-
-
-def test_gabors_that_are_learned_or_stay_speak_against_the_claim():
-    learned = [[[0, 0.5], [0.2, 0.5]], [[0, 0], [0, 0]]]
-    table = effects.movements(first_layers([[0.1, 0.1], [0.1, 0.1]], learned))
-    for init in effects.BOTH:
-        assert effects.gabor_changes(table, init)["verdict"].to_dict() == {"cbr_small": "differs"}
 
 
 # --- convergence -----------------------------------------------------------------------------
@@ -613,8 +450,10 @@ OF_RUNS = {
     "gains, variants": (effects.gains_by_variant, lambda: made_up.robustness({"a": [0, 0.05]})),
     "speed, variants": (effects.speedups_by_variant,
                         lambda: made_up.stacked({"a": curves(300, 100)}, "variant")),
-    "movements": (effects.movements, lambda: first_layers(np.ones((2, 2)), np.zeros((2, 2, 2)))),
-    "further": (effects.further, lambda: first_layers(np.ones((2, 2)), np.zeros((2, 2, 2)))),
+    "movements": (representations.movements,
+                  lambda: first_layers(np.ones((2, 2)), np.zeros((2, 2, 2)))),
+    "further": (representations.further,
+                lambda: first_layers(np.ones((2, 2)), np.zeros((2, 2, 2)))),
 }  # fmt: skip
 
 
@@ -638,33 +477,15 @@ def test_arms_that_never_ran_have_no_rows_and_one_seed_decides_nothing(name):
     assert {"low", "high", "n"} <= set(nothing)
 
 
-@pytest.mark.parametrize(
-    "effect",
-    [effects.gaps, effects.foretold, effects.reuse, effects.stays_low, effects.size_effects],
-)
-def test_comparisons_that_failed_have_no_rows(effect):
-    results = predicted([[1, 0], [1, 0]]) if effect == effects.foretold else similarity([0, 0.05])
-    results = results if effect in (effects.gaps, effects.foretold) else \
-        changed([FALLING, LEVEL], [LEVEL, LEVEL])  # fmt: skip
-    whole = effect(results)
-    lost = [n for n in results.data_vars if "pair" in results[n].dims]
-    small = results.model.values[0]
-    one = effect(results.assign({n: results[n].where(results.model != small) for n in lost}))
-    assert small not in one.index.get_level_values("model")
-    assert not one[["low", "high"]].isna().any(axis=None)
-    none = effect(results.assign({n: results[n] * np.nan for n in lost}))
-    assert none.empty and list(none.index.names) == list(whole.index.names)
-
-
 def test_without_a_large_network_there_is_nothing_to_set_others_against():
     small = performance([0, 0], models=("cbr_tiny", "cbr_small"))
     assert effects.keeping_up(small).empty and len(effects.gains(small)) == 2
     data = made_up.small_data({100: [0] * 3, 400: [0] * 3}).drop_sel(model=LARGE)
     assert effects.interactions(data).empty and len(effects.slopes(data)) == 2
     layers = first_layers(np.ones((2, 2)), np.zeros((2, 2, 2))).drop_sel(model=LARGE)
-    assert effects.further(layers).empty and len(effects.movements(layers)) == 2
+    assert representations.further(layers).empty and len(representations.movements(layers)) == 2
     pairs = predicted([[1, 0], [1, 0]]).drop_sel(model=LARGE)
-    found = effects.foretold_decision(effects.foretold(pairs))
+    found = representations.foretold_decision(representations.foretold(pairs))
     assert found.verdict == "inconclusive" and np.isnan(found.p)
 
 

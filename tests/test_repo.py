@@ -58,7 +58,8 @@ def test_public_names_exist():
 
 @pytest.mark.parametrize(
     "module",
-    ["cli", "config", "store", "metrics", "data", "experiments", "figures", "effects", "report"],
+    ["cli", "config", "store", "metrics", "data", "experiments", "figures", "effects"]
+    + ["representations", "report"],
 )
 def test_reading_results_needs_no_torch(module):
     code = f"import sys, transfusion.{module}; sys.exit('torch' in sys.modules)"
@@ -106,6 +107,7 @@ ORDER = [
     ["render", "bench"],
     ["report"],
     ["claims"],
+    ["representations"],
     ["effects"],
     ["figures"],
     ["experiments", "paper"],
@@ -144,14 +146,14 @@ def test_functions_are_short():
 
 
 def test_margins_are_those_of_the_scope_page():
-    from transfusion import effects, similarity
+    from transfusion import effects, representations, similarity
 
     scope = (ROOT / "book/scope.md").read_text()
     assert f"Margin | {100 * effects.MARGIN:.1f} point" in scope
     assert f"Steps to {100 * effects.REACH:.0f} % of" in scope
     assert f"gains less than {effects.LEARNED:g} over chance" in scope
-    assert f"within {effects.CCA_MARGIN:g} of none" in scope
-    assert f"within {100 * effects.GABORS:.0f} points" in scope
+    assert f"within {representations.CCA_MARGIN:g} of none" in scope
+    assert f"within {100 * representations.GABORS:.0f} points" in scope
     assert f"holds within ±{effects.LOOSE:g}" in scope
     assert f"at least {similarity.ENOUGH} datapoints a neuron" in scope
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import xarray as xr
-from transfusion import claims, effects, figures, paper, report, simulation, store
+from transfusion import claims, effects, figures, paper, report, representations, simulation, store
 
 from .made_up import (
     FALLING,
@@ -43,7 +43,7 @@ def test_tables_show_interval_and_n():
     assert "2.3 [2.3, 2.3]" in text and "<td>2.3</td>" in text  # ours, and the paper's
     moved = [[0.1, 0.05], [0.01, 0.01]]
     layers = first_layers(moved, [[[0, 0], [0.5, 0.25]], [[0, 0], [0.8, 0.8]]])
-    text = report.movement_table(effects.movements(layers)).data
+    text = report.movement_table(representations.movements(layers)).data
     assert "CBR-Small" in text and "50, 25" in text and "-25 [-25, -25]" in text
 
 
@@ -96,7 +96,7 @@ def test_figures_are_drawn():
     assert len(figures.maps(similarity([0, 0]))["CBR-Tiny", "mean CCA"].data) == 4
     before_after = changed([FALLING, LEVEL], [LEVEL, LEVEL])
     assert len(figures.change(before_after)["CBR-Small", "mean CCA"].get(1).data) == 4 * SEEDS
-    against = figures.against_size(effects.kept(before_after), before_after.parameters)
+    against = figures.against_size(representations.kept(before_after), before_after.parameters)
     assert set(against.get(0).data["parameters"]) == {1_000_000, 2_000_000}
     assert len(figures.foretold(predicted([[0, 0], [1, 0]]))) == 4
     layers = first_layers([[0.1, 0.1], [0.1, 0.1]], np.zeros((2, 2, 2)))

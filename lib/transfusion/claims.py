@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from transfusion import config, effects, figures, metrics, paper, store
+from transfusion import config, effects, figures, metrics, paper, representations, store
 from transfusion.effects import LARGE
 
 
@@ -105,37 +105,38 @@ def frozen_features(results: xr.Dataset) -> Finding:
     return _points(effects.fine_tuning(results), "difference")
 
 
-def representations(results: xr.Dataset) -> Finding:
+def other_features(results: xr.Dataset) -> Finding:
     """Of large networks and of small ones; nothing without the large."""
-    table = effects.gap_verdicts(effects.gaps(results))
+    table = representations.gap_verdicts(representations.gaps(results))
     return _finding(table, "gap", "", 3, LARGE) if LARGE in table.index else NOTHING
 
 
 def size(results: xr.Dataset) -> Finding:
-    return _finding(_rows(effects.size_effects(results), init="random"), "difference", "", 3)
+    table = _rows(representations.size_effects(results), init="random")
+    return _finding(table, "difference", "", 3)
 
 
 def low_reuse(results: xr.Dataset) -> Finding:
-    return _finding(effects.reuse(results), "low minus rest", "", 3, LARGE)
+    return _finding(representations.reuse(results), "low minus rest", "", 3, LARGE)
 
 
 def foretelling(results: xr.Dataset) -> Finding:
-    table = effects.foretold(results)
+    table = representations.foretold(results)
     mine = (LARGE, "first", "random, random")
     if mine not in table.index:
         return NOTHING
     words = f"R² {_words(table.loc[mine], 'R2', '', 2)}, {figures.title(LARGE)}"
-    return Finding(*effects.foretold_decision(table), words)
+    return Finding(*representations.foretold_decision(table), words)
 
 
 def moving(results: xr.Dataset) -> Finding:
-    return _finding(effects.further(results), "further", " % of a filter", 0)
+    return _finding(representations.further(results), "further", " % of a filter", 0)
 
 
 def gabor_filters(results: xr.Dataset) -> Finding:
     """Both halves: none learned from random init, some erased from pretrained weights."""
-    table = effects.movements(results)
-    halves = [effects.gabor_changes(table, init) for init in effects.BOTH]
+    table = representations.movements(results)
+    halves = [representations.gabor_changes(table, init) for init in effects.BOTH]
     if any(half.empty for half in halves):
         return NOTHING
     most = _rows(table, init="transfer").drop(index=LARGE, errors="ignore")["gabors before"].max()
@@ -284,7 +285,7 @@ CLAIMS = {
         "representations",
         "Transfer leaves other features behind in large networks, not in small ones",
         _cca_gap,
-        representations,
+        other_features,
     ),
     "size": Claim(
         "overparametrization",

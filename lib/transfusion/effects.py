@@ -1,4 +1,4 @@
-"""What is measured of collected results, and how it is decided (rules in book/scope.md).
+"""What is measured of test AUC and of learning, and how it is decided (rules in book/scope.md).
 
 An effect is a table, one row a network (or network and init), with its mean, 95 % interval (`low`,
 `high`), `sd` and `n` over seeds, and where a rule decides it, `verdict` and `p`. What was not run,
@@ -15,15 +15,12 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from transfusion import config, figures, metrics, similarity
+from transfusion import config, figures, metrics
 
 # Fixed before the runs, with their reasons in book/scope.md.
 MARGIN = 0.01  # AUC: one point, the paper's gains on full data being at most 0.3
 REACH = 0.9  # of the random init's final gain over chance, as 0.91 is of the paper's 0.953
 LEARNED = 0.05  # a gain over chance below this is not worth a threshold
-CCA_MARGIN = 0.01  # the gaps of the paper's small networks are at most 0.006
-GABORS = 0.05  # share of filters: one of 20, as many as noise of the 99 % level and a slip give
-DEPTHS = np.linspace(0, 1, 5)  # of the blocks at which networks are compared
 LOOSE = 0.5  # a rank correlation
 LARGE = "resnet50"
 NOT_SMALL = (LARGE, "inception_v3")
@@ -56,13 +53,13 @@ def gains(results: xr.Dataset) -> pd.DataFrame:
 
     The interval covers other seeds and, where scores are kept, other test patients.
     """
-    results = _having(results, init=BOTH)
+    results = having(results, init=BOTH)
     rows = []
     for model in results.model.values:
         one = results.sel(model=model)
         row = contrast(one.sel(init="transfer"), one.sel(init="random"), "gain", equivalent)
         rows.append({"model": model, **_means(100 * one["test_auc"]), **row})
-    return _table(rows, ["model"], "gain")
+    return as_table(rows, ["model"], "gain")
 
 
 def contrast(one: xr.Dataset, other: xr.Dataset, name: str, decide: Decide) -> dict:
@@ -110,7 +107,7 @@ def finding_gains(results: xr.Dataset) -> pd.DataFrame:
             for model, arms in _gain_arms(one).items()
         ]
     rows.sort(key=lambda row: list(results.model.values).index(row["model"]))
-    table = _table(rows, ["model", "finding"], "gain")
+    table = as_table(rows, ["model", "finding"], "gain")
     table["adjusted"] = metrics.adjusted(table["p"].to_numpy()) if len(table) else table["p"]
     up = np.where(table["gain"] > 0, "up", "down")
     table["verdict"] = np.where(table["adjusted"] < metrics.LEVEL, up, "inconclusive")
@@ -126,7 +123,7 @@ def _of_finding(results: xr.Dataset, finding: str) -> xr.Dataset:
     """With the test AUC of one finding in place of the mean over all."""
     names = {d: finding for d in ("finding", "finding_") if d in results.dims}
     one = results.sel(names)
-    return _having(one.assign(test_auc=one["finding_auc"]), init=BOTH)
+    return having(one.assign(test_auc=one["finding_auc"]), init=BOTH)
 
 
 def _gain_arms(one: xr.Dataset) -> dict[str, Arms]:
@@ -146,8 +143,8 @@ def mean_finding_gains(results: xr.Dataset) -> pd.DataFrame:
         arms = [(w / len(by_model), arm) for pair in by_model.values() for w, arm in pair]
         sign = PAPER_SIGNS[str(finding).lower()]
         if arms:
-            rows.append({"finding": finding, **effect_row("gain", combined(arms), _signed(sign))})
-    return _table(rows, ["finding"], "gain")
+            rows.append({"finding": finding, **effect_row("gain", combined(arms), signed(sign))})
+    return as_table(rows, ["finding"], "gain")
 
 
 # Of Table 2 as the paper's text sums it up.
@@ -160,7 +157,9 @@ PAPER_SIGNS = {
 }
 
 
-def _signed(sign: int) -> Decide:
+def signed(sign: int) -> Decide:
+    """As `above`, or below 0 for a sign of -1."""
+
     def decide(effect: metrics.Interval) -> metrics.Decision:
         ends = sorted([sign * effect.low, sign * effect.high])
         return above(effect._replace(mean=sign * effect.mean, low=ends[0], high=ends[1]))
@@ -173,14 +172,14 @@ def keeping_up(results: xr.Dataset, reference: str = LARGE) -> pd.DataFrame:
 
     `holds` if the interval lies above minus the margin: not worse by more than that.
     """
-    results = _having(results, model=[reference])
+    results = having(results, model=[reference])
     rows = []
     for model in [m for m in results.model.values if m not in NOT_SMALL]:
         for init in results.init.values:
             one, other = (results.sel(model=m, init=init) for m in (model, reference))
             row = contrast(one, other, "difference", not_worse)
             rows.append({"model": model, "init": init, **row})
-    return _table(rows, ["model", "init"], "difference")
+    return as_table(rows, ["model", "init"], "difference")
 
 
 def source_rank(results: xr.Dataset) -> metrics.Correlation:
@@ -188,7 +187,7 @@ def source_rank(results: xr.Dataset) -> metrics.Correlation:
     transfer (E4); of networks pretrained on the same source."""
     if "source_auc" not in results:
         return metrics.rank_correlation(np.array([]), np.array([]))
-    target = _having(results, init=BOTH)["test_auc"].sel(init="transfer").mean("seed")
+    target = having(results, init=BOTH)["test_auc"].sel(init="transfer").mean("seed")
     return metrics.rank_correlation(results["source_auc"].values, target.values)
 
 
@@ -234,7 +233,7 @@ def gains_by_size(results: xr.Dataset) -> pd.DataFrame:
 def interactions(results: xr.Dataset, large: str = LARGE) -> pd.DataFrame:
     """How much more the large network gains from transfer than each other, points of AUC, at each
     number of training images (E6). `holds` if above 0."""
-    results = _having(results, model=[large], init=BOTH)
+    results = having(results, model=[large], init=BOTH)
     rows = []
     for size, model in itertools.product(results.train_images.values, results.model.values):
         if model in NOT_SMALL:
@@ -247,14 +246,14 @@ def interactions(results: xr.Dataset, large: str = LARGE) -> pd.DataFrame:
         ]
         row = effect_row("difference", combined(arms), above)
         rows.append({"model": model, "train_images": int(size), **row})
-    return _table(rows, ["model", "train_images"], "difference")
+    return as_table(rows, ["model", "train_images"], "difference")
 
 
 def slopes(results: xr.Dataset) -> pd.DataFrame:
     """Change of the gain from transfer with each doubling of the training set, points of AUC, by
     model (E7): the least-squares slope, over seeds that have all its sizes. `holds` if below 0: the
     gain shrinks."""
-    results = _having(results, init=BOTH)
+    results = having(results, init=BOTH)
     there = results["test_auc"].sel(init=BOTH).notnull().any("seed").all("init")
     rows = []
     for model in results.model.values:
@@ -268,14 +267,14 @@ def slopes(results: xr.Dataset) -> pd.DataFrame:
             for size, weight in zip(sizes, doublings / (doublings**2).sum(), strict=True)
             for init, sign in SIGNS.items()
         ]
-        rows.append({"model": model, **effect_row("slope", combined(arms), _signed(-1))})
-    return _table(rows, ["model"], "slope")
+        rows.append({"model": model, **effect_row("slope", combined(arms), signed(-1))})
+    return as_table(rows, ["model"], "slope")
 
 
 def fine_tuning(results: xr.Dataset) -> pd.DataFrame:
     """Fine-tuned minus frozen pretrained features, test AUC in points, by model, number of training
     images and how much is frozen (E7). `holds` if above 0."""
-    results = _having(results, init=BOTH)
+    results = having(results, init=BOTH)
     frozen = [i for i in results.init.values if str(i).startswith("frozen:")]
     sizes = results.train_images.values
     rows = []
@@ -283,256 +282,7 @@ def fine_tuning(results: xr.Dataset) -> pd.DataFrame:
         one = results.sel(model=model, train_images=size)
         row = contrast(one.sel(init="transfer"), one.sel(init=init), "difference", above)
         rows.append({"model": model, "train_images": int(size), "init": init, **row})
-    return _table(rows, ["model", "train_images", "init"], "difference")
-
-
-# --- similarity ------------------------------------------------------------------------------
-
-
-def gaps(results: xr.Dataset, top: int = 2, measure: str = "cca") -> pd.DataFrame:
-    """Similarity random-random minus random-transfer over the `top` blocks, above chance (E8), with
-    an interval over seeds."""
-    rows = []
-    for model in results.model.values:
-        one = figures.blocks_of(results, model, measure)
-        pairs = _top_pairs(one, top)
-        row = {"model": model, **_kinds(pairs), "null": _top_null(one, top)}
-        rows.append({**row, **effect_row("gap", _over_seeds(pairs, _gap))})
-    return _table(rows, ["model"], "gap")
-
-
-def _excess(one: xr.Dataset) -> xr.DataArray:
-    """Above chance, like with like: both without the bias of few datapoints."""
-    return one["corrected"] - one["corrected_null"]
-
-
-def _top_pairs(one: xr.Dataset, top: int) -> pd.DataFrame:
-    """Mean over the top blocks of each pair that has a random network, and its seeds."""
-    excess = _excess(one).isel(block=slice(-top, None)).mean("block")
-    parts = []
-    for kind in BOTH:
-        chosen = figures.between(one, "random", kind)
-        ends = {"a": one.seed_a.values[chosen], "b": one.seed_b.values[chosen]}
-        parts.append(pd.DataFrame({"kind": kind, **ends, "value": excess.values[chosen]}))
-    return pd.concat(parts).dropna()
-
-
-def _kinds(pairs: pd.DataFrame) -> dict[str, float]:
-    return {f"random, {k}": pairs["value"][pairs["kind"] == k].mean() for k in BOTH}
-
-
-def _gap(pairs: pd.DataFrame) -> float:
-    alike, apart = _kinds(pairs).values()
-    return alike - apart
-
-
-def _over_seeds(
-    pairs: pd.DataFrame, statistic: Callable[[pd.DataFrame], float]
-) -> metrics.Interval:
-    """A statistic of pairs of networks (columns `a` and `b` are their seeds) by the jackknife.
-
-    A network is in many pairs, so pairs are no repetitions of each other, and neither are means
-    over the pairs of a seed; each seed is left out in turn, with all pairs that it is in (Arvesen,
-    Ann. Math. Stat. 40:2076, 1969). Noise of single pairs alone is overrated, at most doubled.
-    """
-    seeds = sorted({*pairs["a"], *pairs["b"]})
-    whole = statistic(pairs)
-    n = len(seeds) if np.isfinite(whole) else 0
-    parts = [statistic(pairs[(pairs["a"] != s) & (pairs["b"] != s)]) for s in seeds]
-    if n < 2 or not np.isfinite(parts).all():
-        return metrics.Interval(whole, -np.inf, np.inf, np.nan, n)
-    return metrics.interval(whole + (n - 1) * (np.mean(parts) - np.array(parts)))
-
-
-def _top_null(one: xr.Dataset, top: int) -> float:
-    between = figures.between(one, "random", "random") | figures.between(one, "random", "transfer")
-    return float(one["corrected_null"].isel(block=slice(-top, None), pair=between).mean())
-
-
-def thin_blocks(results: xr.Dataset) -> str:
-    """Which blocks have too few datapoints a neuron to be read by themselves, in words."""
-    found = []
-    for model in results.model.values:
-        one = results.sel(model=model)
-        few = one["datapoints"] < similarity.ENOUGH * one["neurons"]
-        names = ", ".join(str(name) for name in one.block.values[few.values])
-        found += [f"{figures.title(str(model))} ({names})"] if names else []
-    rule = f"{similarity.ENOUGH} datapoints a neuron"
-    return f"Fewer than {rule}: {'; '.join(found)}." if found else f"All blocks have {rule}."
-
-
-def gap_verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """With verdicts. Large networks: gap above 0. Small ones: gap within the margin of 0 (the
-    paper's Figure 2)."""
-    decided = []
-    for model, row in table.iterrows():
-        effect = as_interval(row, "gap")
-        none = metrics.decide_equivalent(effect, CCA_MARGIN)
-        decided.append(above(effect) if model in NOT_SMALL else none)
-    return table.assign(verdict=[d.verdict for d in decided], p=[d.p for d in decided])
-
-
-def kept(results: xr.Dataset, measure: str = "cca") -> xr.DataArray:
-    """Similarity of each network to itself before training, above chance: (model, init, seed,
-    depth), at depths from 0, its first block, to 1, its last, so that networks can be compared."""
-    models, inits = results.model.values, list(dict.fromkeys(results.init_a.values))
-    seeds = sorted(set(results.seed_a.values), key=int)
-    shape = (len(models), len(inits), len(seeds), len(DEPTHS))
-    coords = {"model": models, "init": inits, "seed": list(map(int, seeds)), "depth": DEPTHS}
-    found = xr.DataArray(np.full(shape, np.nan), coords, tuple(coords))
-    for model, init in itertools.product(models, inits):
-        one = figures.blocks_of(results, model, measure)
-        one = one.isel(pair=figures.before_after(one, init))
-        place = np.linspace(0, 1, one.sizes["block"])
-        for seed, row in zip(one.seed_a.values, _excess(one).transpose("pair", ...), strict=True):
-            if len(place):
-                found.loc[model, init, int(seed)] = np.interp(DEPTHS, place, row)
-    return found
-
-
-def stays_low(results: xr.Dataset) -> pd.DataFrame:
-    """How much more of its start the lowest place keeps than the highest, by model and init (E9).
-
-    `holds` if the interval over seeds lies above 0.
-    """
-    found = kept(results)
-    low, high = found.isel(depth=0), found.isel(depth=-1)
-    return _paired({"model": found.model, "init": found.init}, low - high, "low minus high")
-
-
-def reuse(results: xr.Dataset) -> pd.DataFrame:
-    """The excess that pretrained networks keep over random ones, lowest two places minus the rest,
-    by model (E9). `holds` if the interval lies above 0."""
-    found = kept(results)
-    found = found.reindex(init=BOTH)
-    gap = found.sel(init="transfer", drop=True) - found.sel(init="random", drop=True)
-    low, rest = gap.isel(depth=slice(0, 2)), gap.isel(depth=slice(2, None))
-    return _paired({"model": gap.model}, low.mean("depth") - rest.mean("depth"), "low minus rest")
-
-
-def size_effects(results: xr.Dataset, depth: int | None = None) -> pd.DataFrame:
-    """How much more of its start the largest network keeps than each other, by init, at one of the
-    DEPTHS or as their mean (E10). `holds` if the interval over seeds lies above 0."""
-    found = kept(results)
-    found = found.mean("depth") if depth is None else found.isel(depth=depth, drop=True)
-    largest = str(results.model.values[np.argmax(results["parameters"].values)])
-    others = found.drop_sel(model=largest)
-    difference = found.sel(model=largest, drop=True) - others
-    return _paired({"model": others.model, "init": others.init}, difference, "difference")
-
-
-def _paired(labels: dict[str, xr.DataArray], values: xr.DataArray, name: str) -> pd.DataFrame:
-    """Mean over seeds with its interval, one row a combination of labels; holds if above 0."""
-    rows = []
-    for combination in itertools.product(*(label.values for label in labels.values())):
-        chosen = dict(zip(labels, combination, strict=True))
-        effect = metrics.interval(values.sel(chosen).values)
-        rows.append({**chosen, **effect_row(name, effect, above)})
-    return _table(rows, list(labels), name)
-
-
-def foretold(results: xr.Dataset) -> pd.DataFrame:
-    """R2 between how well each neuron is predicted from another network before and after training
-    (E11), by model, block (first and last) and kind of pair; mean over pairs of networks, with an
-    interval over seeds."""
-    rows = []
-    for model in results.model.values:
-        one = figures.blocks_of(results, model, "cca")
-        for (place, block), kind in itertools.product({"first": 0, "last": -1}.items(), BOTH):
-            if one.sizes["block"]:
-                effect = _over_seeds(_foretold_pairs(one.isel(block=block), kind), _mean)
-                row = {"model": model, "block": place, "kind": f"random, {kind}"}
-                rows.append({**row, **effect_row("R2", effect)})
-    return _table(rows, ["model", "block", "kind"], "R2")
-
-
-def _foretold_pairs(one: xr.Dataset, kind: str) -> pd.DataFrame:
-    """R2 of each pair of networks in one block, and their seeds."""
-    before, after = figures.neurons(one, kind)
-    chosen = one.isel(pair=figures.between(one, "random", kind))
-    # The order of `figures.neurons`.
-    order = np.lexsort([chosen.seed_b, chosen.init_b, chosen.seed_a, chosen.init_a])
-    values = [_r2(x, y) for x, y in zip(before, after, strict=True)]
-    ends = {"a": chosen.seed_a.values[order], "b": chosen.seed_b.values[order]}
-    return pd.DataFrame({**ends, "value": np.array(values, float)}).dropna()
-
-
-def _mean(pairs: pd.DataFrame) -> float:
-    return float(pairs["value"].mean())
-
-
-def _r2(x: np.ndarray, y: np.ndarray) -> float:
-    there = np.isfinite(x) & np.isfinite(y)
-    if there.sum() < 3 or np.ptp(x[there]) == 0 or np.ptp(y[there]) == 0:
-        return np.nan
-    return float(np.corrcoef(x[there], y[there])[0, 1] ** 2)
-
-
-def foretold_decision(table: pd.DataFrame, large: str = LARGE) -> metrics.Decision:
-    """Whether the large network's first block, from random init, is foretold better than its last
-    block, and than the first block of every other network (Welch's t test for each)."""
-    alike = table[table.index.get_level_values("kind") == "random, random"].droplevel("kind")
-    if (large, "first") not in alike.index:
-        return metrics.Decision("inconclusive", np.nan)
-    mine = as_interval(alike.loc[(large, "first")], "R2")
-    rest = alike.drop(index=[(large, "first")])
-    rest = rest[(rest.index.get_level_values("block") == "first") | (rest.index == (large, "last"))]
-    rows = [
-        {"to": place, **effect_row("more", _welch(mine, as_interval(row, "R2")), above)}
-        for place, row in rest.iterrows()
-    ]
-    return overall(_table(rows, ["to"], "more"))
-
-
-def _welch(a: metrics.Interval, b: metrics.Interval) -> metrics.Interval:
-    """Difference of two independent means."""
-    if not np.isfinite(a.se + b.se):
-        return metrics.Interval(a.mean - b.mean, -np.inf, np.inf, np.nan, min(a.n, b.n))
-    both = a._replace(mean=a.mean - b.mean, low=a.low - b.mean, high=a.high - b.mean)
-    return metrics.with_patients(both, b.se, b.n)
-
-
-def movements(results: xr.Dataset) -> pd.DataFrame:
-    """First layer, by model and init (E12): how far filters move, and the share of Gabors."""
-    gabors = 100 * (results["gabor"] > results["gabor_level"]).where(results["gabor"].notnull())
-    share = gabors.mean("filter")
-    rows = []
-    for model, init in itertools.product(results.model.values, results.init.values):
-        chosen = {"model": model, "init": init}
-        before, after = (share.sel(chosen).sel(state=s) for s in ("initial", "final"))
-        far = metrics.interval(100 * results["moved"].sel(chosen).mean("filter").values)
-        change = metrics.interval((after - before).values)
-        row = {**chosen, "gabors before": float(before.mean()), "gabors after": float(after.mean())}
-        row |= {"moved": far.mean, "moved low": far.low, "moved high": far.high}
-        rows.append(row | effect_row("change", change))
-    return _table(rows, ["model", "init"], "change")
-
-
-def further(results: xr.Dataset, large: str = LARGE) -> pd.DataFrame:
-    """How much further the filters of each small network move than the large one's, percent of
-    their length, by init (E12). `holds` if the interval over seeds lies above 0."""
-    far = 100 * _having(results, model=[large])["moved"].mean("filter")
-    others = far.sel(model=[m for m in far.model.values if m not in NOT_SMALL])
-    difference = others - far.sel(model=large, drop=True)
-    return _paired({"model": others.model, "init": others.init}, difference, "further")
-
-
-def gabor_changes(table: pd.DataFrame, init: str) -> pd.DataFrame:
-    """Small networks, by model: from random init the share of Gabors stays within GABORS of what
-    it was, and from pretrained weights some are lost (the paper's Figure 5)."""
-    rows = []
-    for (model, start), row in table.iterrows():
-        if start == init and model not in NOT_SMALL:
-            decide = no_gabors if init == "random" else _signed(-1)
-            rows.append(
-                {"model": model, **effect_row("change", as_interval(row, "change"), decide)}
-            )
-    return _table(rows, ["model"], "change")
-
-
-def no_gabors(effect: metrics.Interval) -> metrics.Decision:
-    """In percent of the filters: none learned or lost beyond GABORS."""
-    return metrics.decide_equivalent(effect, 100 * GABORS)
+    return as_table(rows, ["model", "train_images", "init"], "difference")
 
 
 # --- convergence -----------------------------------------------------------------------------
@@ -592,12 +342,12 @@ def _lead(area: xr.DataArray, init: str, other: str) -> metrics.Interval:
 def variants(results: xr.Dataset, than: str = "batch_norm") -> pd.DataFrame:
     """Mean Var against the control that keeps pretrained batch norm over random weights, by model:
     mean validation AUC over training, in points (E14). `holds` if Mean Var is ahead."""
-    area = ahead(_having(results, init=["mean_var", than]))
+    area = ahead(having(results, init=["mean_var", than]))
     rows = []
     for model in results.model.values:
         effect = _lead(area.sel(model=model), "mean_var", than)
         rows.append({"model": model, **effect_row("difference", effect, above)})
-    return _table(rows, ["model"], "difference")
+    return as_table(rows, ["model"], "difference")
 
 
 # --- transfusion and hybrids -----------------------------------------------------------------
@@ -616,20 +366,20 @@ def _blockwise(one: xr.Dataset, base: str) -> list[str]:
 def marginal(results: xr.Dataset) -> pd.DataFrame:
     """What each further pretrained block adds, by model: points of mean validation AUC over
     training (E15)."""
-    results = _having(results, init=BOTH)
+    results = having(results, init=BOTH)
     rows = []
     for model in results.model.values:
         one = results.sel(model=model)
         for without, with_ in itertools.pairwise(prefixes(one)):
             effect = _lead(ahead(one), with_, without)
             rows.append({"model": model, "init": with_, **effect_row("added", effect, above)})
-    return _table(rows, ["model", "init"], "added")
+    return as_table(rows, ["model", "init"], "added")
 
 
 def first_block(results: xr.Dataset) -> pd.DataFrame:
     """What the first pretrained block adds, minus what each later one adds (E15). `holds` if above
     0."""
-    results = _having(results, init=BOTH)
+    results = having(results, init=BOTH)
     rows = []
     for model in results.model.values:
         one = results.sel(model=model)
@@ -637,7 +387,7 @@ def first_block(results: xr.Dataset) -> pd.DataFrame:
         for init in added.init.values[1:]:
             effect = metrics.interval((added.isel(init=0) - added.sel(init=init)).values)
             rows.append({"model": model, "init": init, **effect_row("difference", effect, above)})
-    return _table(rows, ["model", "init"], "difference")
+    return as_table(rows, ["model", "init"], "difference")
 
 
 def low_against_many(results: xr.Dataset) -> pd.DataFrame:
@@ -650,14 +400,14 @@ def low_against_many(results: xr.Dataset) -> pd.DataFrame:
         for low, high in zip(first, last, strict=False):
             row = effect_row("difference", _lead(ahead(one), low, high), above)
             rows.append({"model": model, "init": high, **row})
-    return _table(rows, ["model", "init"], "difference")
+    return as_table(rows, ["model", "init"], "difference")
 
 
 def slim(results: xr.Dataset) -> pd.DataFrame:
     """Slim ResNet-50 with two pretrained blocks minus others, test AUC in points (E17): against
     full transfer (`holds` within the margin), and against its own random init (`holds` above 0)."""
     cut = "transfusion:block2"
-    results = _having(results, model=[config.SLIM, LARGE], init=[*BOTH, cut])
+    results = having(results, model=[config.SLIM, LARGE], init=[*BOTH, cut])
     hybrid = results.sel(model=config.SLIM, init=cut)
     others = {
         (LARGE, "transfer"): equivalent,
@@ -668,7 +418,7 @@ def slim(results: xr.Dataset) -> pd.DataFrame:
     for (model, init), decide in others.items():
         row = contrast(hybrid, results.sel(model=model, init=init), "difference", decide)
         rows.append({"model": model, "init": init, **row})
-    return _table(rows, ["model", "init"], "difference")
+    return as_table(rows, ["model", "init"], "difference")
 
 
 def synthetic_gabors(results: xr.Dataset) -> pd.DataFrame:
@@ -676,12 +426,12 @@ def synthetic_gabors(results: xr.Dataset) -> pd.DataFrame:
     validation AUC over training (E18). Against the pretrained first layer, `holds` within the
     margin; against a Gaussian one of the same moments and against random init, above 0."""
     others = {"transfusion:conv1": equivalent, "mean_var:conv1": above, "random": above}
-    area = ahead(_having(results, init=["gabor", *others]))
+    area = ahead(having(results, init=["gabor", *others]))
     rows = []
     for model, (init, decide) in itertools.product(results.model.values, others.items()):
         effect = _lead(area.sel(model=model), "gabor", init)
         rows.append({"model": model, "init": init, **effect_row("difference", effect, decide)})
-    return _table(rows, ["model", "init"], "difference")
+    return as_table(rows, ["model", "init"], "difference")
 
 
 # --- other conditions ------------------------------------------------------------------------
@@ -721,7 +471,7 @@ def stable(table: pd.DataFrame) -> metrics.Decision:
 # --- arms that may lack ----------------------------------------------------------------------
 
 
-def _having(results: xr.Dataset, **labels: list[str]) -> xr.Dataset:
+def having(results: xr.Dataset, **labels: list[str]) -> xr.Dataset:
     """With nan for models and inits that these results lack, so that they can be asked for."""
     for dim, wanted in labels.items():
         for name in {dim, f"{dim}_"} & set(results.dims):  # the latter of `covariance`
@@ -737,8 +487,8 @@ def _ran(one: xr.Dataset, init: str) -> bool:
     return init in one.init and bool(one[name].sel(init=init).notnull().any())
 
 
-def _table(rows: list[dict], keys: list[str], name: str) -> pd.DataFrame:
-    """Without what no seed tells of: arms that were never run, or failed each time."""
+def as_table(rows: list[dict], keys: list[str], name: str) -> pd.DataFrame:
+    """Rows by their keys, less what no seed tells of: arms never run, or failed each time."""
     return _frame([row for row in rows if row["n"]], keys, name)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 from IPython.display import HTML
 
-from transfusion import claims, effects, figures, metrics, paper, store
+from transfusion import claims, effects, figures, metrics, paper, representations, store
 
 STUDIES = {"quick": "Synthetic retinas", "retina": "Real retinas", "cxr": "Chest films"}
 
@@ -224,7 +224,7 @@ def cost_table(results: xr.Dataset) -> HTML:
 
 def gap_table(results: xr.Dataset) -> HTML:
     """Mean CCA above chance by model, beside the gap of the paper's Figure 2."""
-    table = effects.gap_verdicts(effects.gaps(results))
+    table = representations.gap_verdicts(representations.gaps(results))
     printed = paper.numbers("Figure 2", "cca")["value"]
     rows = {}
     for model, row in table.iterrows():
@@ -243,7 +243,8 @@ def gap_table(results: xr.Dataset) -> HTML:
 
 def measures_table(results: xr.Dataset) -> HTML:
     """The gap by each measure, with its interval over seeds."""
-    tables = {figures.MEASURES[m]: effects.gaps(results, measure=m) for m in results.measure.values}
+    measures = results.measure.values
+    tables = {figures.MEASURES[m]: representations.gaps(results, measure=m) for m in measures}
     rows = {
         figures.title(str(model)): {
             n: _ends(t.loc[model], "gap", 3) if model in t.index else "–" for n, t in tables.items()
