@@ -69,7 +69,7 @@ def test_the_front_page_links_each_answer_to_its_chapter(cache):
         store.save(study, "performance", performance(gain).assign_attrs(runs="[]"))
     text = report.claims_table(["quick", "retina", "cxr"], main="quick").data
     assert 'href="performance.html"' in text and 'href="retina/performance.html"' in text
-    assert "Paper: +0.3 points, ResNet-50 (Table 1)" in text and "differs" in text
+    assert "Paper: +0.3 points, ResNet-50 (Table 1, retinas)" in text and "differs" in text
     assert text.count("<tr") == 1 + len(claims.CLAIMS) and "Chest films" in text
 
 

@@ -213,7 +213,7 @@ def _gain(where: str) -> Callable[[], str]:
     def words() -> str:
         value = paper.numbers(where, "auc")["value"]
         gain = value[LARGE, "transfer"] - value[LARGE, "random"]
-        return f"{gain:+.1f} points, {figures.title(LARGE)} ({where})"
+        return f"{gain:+.1f} points, {figures.title(LARGE)} ({where}, retinas)"
 
     return words
 
@@ -221,7 +221,7 @@ def _gain(where: str) -> Callable[[], str]:
 def _shortfall() -> str:
     value = paper.numbers("Table 1", "auc")["value"]
     gap = value["cbr_large_t", "transfer"] - value[LARGE, "transfer"]
-    return f"{gap:+.1f} points, {figures.title('cbr_large_t')} (Table 1)"
+    return f"{gap:+.1f} points, {figures.title('cbr_large_t')} (Table 1, retinas)"
 
 
 def _interaction() -> str:
