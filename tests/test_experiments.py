@@ -89,6 +89,22 @@ def test_tuned_rates_are_those_of_their_arms_and_not_of_the_source():
     assert [run.init for run in runs] == [run.init for run in plain]
 
 
+@pytest.mark.parametrize(
+    ("init", "rate"),
+    [
+        *(("random", 0.1), ("mean_var", 0.2), ("transfer", 0.3)),
+        *(("permuted", 0.2), ("mean_var_bn_redrawn", 0.2)),
+        *(("frozen:block4", 0.3), ("transfusion:block1", 0.3), ("gabor", 0.3)),
+        *(("only:block2", 0.4), ("mean_var:conv1", 0.3)),
+    ],
+)
+def test_an_init_that_was_not_tuned_takes_the_rate_of_what_it_is_compared_with(init, rate):
+    tuned = {"random": 0.1, "mean_var": 0.2, "transfer": 0.3, "only:block2": 0.4}
+    tuned = {f"cbr_tiny {name}": value for name, value in tuned.items()}
+    knobs = {**KNOBS, "models": ["cbr_tiny"], "inits": ["random", init], "tuned": tuned}
+    assert rates(experiments.runs("performance", **knobs))["cbr_tiny", init] == rate
+
+
 def test_tuning_tries_every_rate_on_the_first_seed_from_one_source():
     knobs = {**KNOBS, "rates": [0.1, 0.01], "tuned": {"cbr_tiny transfer": 0.5}}
     runs = experiments.runs("tuning", **knobs)

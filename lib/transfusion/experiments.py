@@ -27,6 +27,11 @@ SOURCE_SEED = 1_000_000
 # Operations a second that `plan` reckons with: a core, measured with bfloat16 (float32 alone and
 # older processors do less), and a GPU, assumed, not measured.
 CORE, GPU = 2e11, 5e13
+# Whose tuned rate an init takes that was not tuned itself; those not named here take transfer's.
+TUNED_LIKE = {"random": "random", "mean_var": "mean_var"} | dict.fromkeys(
+    ("permuted", "scale_matched", "batch_norm", "mean_var_bn_copied", "mean_var_bn_redrawn"),
+    "mean_var",
+)
 
 
 @dataclass(frozen=True, kw_only=True, config=config.STRICT)
@@ -171,8 +176,15 @@ def _run(knobs: Knobs, target: str, model: str, init: str, seed: int) -> config.
         test=knobs.test_size,
     )
     start = config.Init(name=init, source=None if init == "random" else _source(knobs, model))
-    optim = _optim(knobs, knobs.steps, knobs.tuned.get(f"{model} {init}", knobs.lr))
+    optim = _optim(knobs, knobs.steps, _rate(knobs, model, init))
     return config.Run(data=images, model=model, init=start, optim=optim, seed=seed)
+
+
+def _rate(knobs: Knobs, model: str, init: str) -> float:
+    """The arm's tuned rate, else that of the init it is compared with, else the study's."""
+    like = TUNED_LIKE.get(init, "transfer")
+    rates = knobs.tuned
+    return rates.get(f"{model} {init}", rates.get(f"{model} {like}", knobs.lr))
 
 
 def _source(knobs: Knobs, model: str) -> config.Run | str:
