@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from transfusion import claims, effects, metrics, paper
 from transfusion.claims import CLAIMS, Claim, Finding
@@ -446,3 +447,23 @@ def test_another_task_is_no_other_recipe():
     told = results.assign_attrs(parameters=json.dumps({"variants": variants}))
     found = claims.decide("any_recipe", told)
     assert "objects" not in found.found and found.verdict != "differs"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "shown"),
+    [
+        (["holds", "inconclusive"], "CBR-Tiny"),
+        (["differs", "inconclusive"], "CBR-Tiny"),
+        (["holds", "holds"], "ResNet-50"),
+        (["inconclusive", "inconclusive"], "ResNet-50"),
+        (["differs", "holds"], "ResNet-50"),
+    ],
+)
+def test_the_number_shown_is_one_that_the_verdict_rests_on(verdicts, shown):
+    """Not that of the network asked for, where it has no part in the verdict."""
+    rows = [
+        {"model": model, "gain": 1.0, "low": 0.5, "high": 1.5, "n": 4, "verdict": v, "p": 0.01}
+        for model, v in zip(["cbr_tiny", effects.LARGE], verdicts, strict=True)
+    ]
+    table = pd.DataFrame(rows).set_index("model")
+    assert claims._finding(table, "gain", "", 1, effects.LARGE).found.endswith(shown)

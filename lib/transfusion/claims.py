@@ -39,13 +39,18 @@ NOTHING = Finding("inconclusive", np.nan, "no run here speaks to it")
 def _finding(
     table: pd.DataFrame, name: str, unit: str, digits: int, whose: object = None
 ) -> Finding:
-    """Decided over all rows, with one row's number and whose it is: the clearest unless told."""
+    """Decided over all rows, with the number of one that the verdict rests on, and whose it is:
+    the clearest unless told."""
     if table.empty:
         return NOTHING
-    row = table.loc[whose] if whose in table.index else effects.clearest(table)
+    rows = effects.telling(table)
+    row = rows.loc[whose] if whose in rows.index else effects.clearest(rows)
+    return Finding(*effects.overall(table), _told(row, name, unit, digits))
+
+
+def _told(row: pd.Series, name: str, unit: str, digits: int) -> str:
     who = row.name if isinstance(row.name, tuple) else (row.name,)
-    named = ", ".join(map(_named, who))
-    return Finding(*effects.overall(table), f"{_words(row, name, unit, digits)}, {named}")
+    return f"{_words(row, name, unit, digits)}, {', '.join(map(_named, who))}"
 
 
 def _named(label: object) -> str:
@@ -57,8 +62,8 @@ def _words(row: pd.Series, name: str, unit: str, digits: int) -> str:
     return effects.spread(*ends, digits=digits, unit=unit)
 
 
-def _points(table: pd.DataFrame, name: str, whose: object = None) -> Finding:
-    return _finding(table, name, " points", 1, whose)
+def _points(table: pd.DataFrame, name: str) -> Finding:
+    return _finding(table, name, " points", 1)
 
 
 def _rows(table: pd.DataFrame, **labels: object) -> pd.DataFrame:
@@ -73,8 +78,12 @@ def transfer(results: xr.Dataset) -> Finding:
 
 
 def small_networks(results: xr.Dataset) -> Finding:
+    """With the number of the one that lags furthest behind."""
     table = effects.keeping_up(results)
-    return _points(table, "difference", None if table.empty else table["high"].idxmin())
+    if table.empty:
+        return NOTHING
+    worst = table.loc[table["high"].idxmin()]
+    return Finding(*effects.overall(table), _told(worst, "difference", " points", 1))
 
 
 def source_accuracy(results: xr.Dataset) -> Finding:

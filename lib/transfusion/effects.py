@@ -541,9 +541,14 @@ def overall(table: pd.DataFrame) -> metrics.Decision:
     verdict = metrics.overall(list(table["verdict"]))
     if verdict == "holds":
         return metrics.Decision(verdict, float(table["p"].max()))
-    telling = {"holds in part": "holds", "differs": "differs"}.get(verdict)
-    chosen = table if telling is None else table[table["verdict"] == telling]
-    return metrics.Decision(verdict, min(1.0, len(table) * float(chosen["p"].min())))
+    return metrics.Decision(verdict, min(1.0, len(table) * float(telling(table)["p"].min())))
+
+
+def telling(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that a claim's verdict rests on: those that hold, or differ; all where undecided."""
+    verdict = metrics.overall(list(table["verdict"]))
+    decisive = {"holds in part": "holds", "differs": "differs"}.get(verdict)
+    return table if decisive is None else table[table["verdict"] == decisive]
 
 
 def spread(mean: float, low: float, high: float, n: int, digits: int = 1, unit: str = "") -> str:
