@@ -478,3 +478,12 @@ def test_a_run_that_never_arrives_counts_with_its_length():
     counted = metrics.interval(np.array([2.0, 1.0, 1.0]))
     assert (found.log2.mean, found.log2.low) == (counted.mean, counted.low)
     assert (found.log2.high, found.log2.se) == (np.inf, np.inf)
+
+
+def test_counts_that_agree_are_not_known_exactly():
+    alike = metrics.interval(np.zeros(4), step=0.5)
+    assert alike.low < 0 < alike.high and alike.mean == 0
+    assert alike.sd == pytest.approx(0.5 / np.sqrt(12))
+    spread = np.array([0.0, 1.0, 3.0, 8.0])
+    assert metrics.interval(spread) == metrics.interval(spread, step=0.0)
+    assert metrics.interval(spread, step=0.1).sd == pytest.approx(spread.std(ddof=1), rel=1e-4)

@@ -208,17 +208,19 @@ def _product(a: np.ndarray, b: np.ndarray, n: int) -> np.ndarray:
 # --- intervals -------------------------------------------------------------------------------
 
 
-def interval(values: np.ndarray) -> Interval:
+def interval(values: np.ndarray, step: float = 0.0) -> Interval:
     """Mean over repetitions and its 95 % t interval; nan repetitions (failed runs) are left out.
 
-    With fewer than two repetitions the interval is infinite.
+    Values that are counted in steps get the variance within a step (Sheppard's step^2 / 12) added:
+    repetitions that happen to agree are not known exactly. With fewer than two repetitions the
+    interval is infinite.
     """
     values = np.asarray(values, float).ravel()
     values = values[np.isfinite(values)]
     n = len(values)
     if n < 2:
         return Interval(float(values.mean()) if n else np.nan, -np.inf, np.inf, np.nan, n)
-    sd = float(values.std(ddof=1))
+    sd = float(np.hypot(values.std(ddof=1), step / np.sqrt(12)))
     return _students(float(values.mean()), sd / np.sqrt(n), sd, n, n - 1)
 
 

@@ -237,7 +237,8 @@ def movements(results: xr.Dataset) -> pd.DataFrame:
         chosen = {"model": model, "init": init}
         before, after = (share.sel(chosen).sel(state=s) for s in ("initial", "final"))
         far = metrics.interval(100 * results["moved"].sel(chosen).mean("filter").values)
-        change = metrics.interval((after - before).values)
+        filters = int(gabors.sel(chosen).notnull().any(["seed", "state"]).sum())
+        change = metrics.interval((after - before).values, step=100 / max(1, filters))
         row = {**chosen, "gabors before": float(before.mean()), "gabors after": float(after.mean())}
         row |= {"moved": far.mean, "moved low": far.low, "moved high": far.high}
         rows.append(row | effects.effect_row("change", change))
