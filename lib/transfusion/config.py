@@ -26,10 +26,9 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 # How a network may start; `inits` says what each does. The second kind is written `name:block`.
-INITS = (
-    *("random", "transfer", "mean_var", "mean_var_bn_copied", "mean_var_bn_redrawn"),
-    *("permuted", "scale_matched", "batch_norm", "gabor"),
-)
+# What takes Mean Var apart (E14).
+CONTROLS = ("mean_var_bn_copied", "mean_var_bn_redrawn", "permuted", "scale_matched", "batch_norm")
+INITS = ("random", "transfer", "mean_var", *CONTROLS, "gabor")
 INITS_BY_BLOCK = ("transfusion", "suffix", "only", "frozen", "mean_var")
 SLIM = "resnet50_slim"
 # Networks that start from the weights of another, as far as these fit.

@@ -27,11 +27,10 @@ SOURCE_SEED = 1_000_000
 # Operations a second that `plan` reckons with: a core, measured with bfloat16 (float32 alone and
 # older processors do less), and a GPU, assumed, not measured.
 CORE, GPU = 2e11, 5e13
-# Whose tuned rate an init takes that was not tuned itself; those not named here take transfer's.
-TUNED_LIKE = {"random": "random", "mean_var": "mean_var"} | dict.fromkeys(
-    ("permuted", "scale_matched", "batch_norm", "mean_var_bn_copied", "mean_var_bn_redrawn"),
-    "mean_var",
-)
+# An init that was not tuned takes the rate of the one that it is compared with: of these the one
+# named, of all others transfer, as they keep pretrained weights in their places.
+COMPARED_WITH = {"random": "random", "mean_var": "mean_var"}
+COMPARED_WITH |= dict.fromkeys(config.CONTROLS, "mean_var")
 
 
 @dataclass(frozen=True, kw_only=True, config=config.STRICT)
@@ -182,9 +181,9 @@ def _run(knobs: Knobs, target: str, model: str, init: str, seed: int) -> config.
 
 def _rate(knobs: Knobs, model: str, init: str) -> float:
     """The arm's tuned rate, else that of the init it is compared with, else the study's."""
-    like = TUNED_LIKE.get(init, "transfer")
+    other = COMPARED_WITH.get(init, "transfer")
     rates = knobs.tuned
-    return rates.get(f"{model} {init}", rates.get(f"{model} {like}", knobs.lr))
+    return rates.get(f"{model} {init}", rates.get(f"{model} {other}", knobs.lr))
 
 
 def _source(knobs: Knobs, model: str) -> config.Run | str:

@@ -230,19 +230,25 @@ def _welch(a: metrics.Interval, b: metrics.Interval) -> metrics.Interval:
 
 def movements(results: xr.Dataset) -> pd.DataFrame:
     """First layer, by model and init (E12): how far filters move, and the share of Gabors."""
-    gabors = 100 * (results["gabor"] > results["gabor_level"]).where(results["gabor"].notnull())
-    share = gabors.mean("filter")
+    gabors = (results["gabor"] > results["gabor_level"]).where(results["gabor"].notnull())
     rows = []
     for model, init in itertools.product(results.model.values, results.init.values):
         chosen = {"model": model, "init": init}
-        before, after = (share.sel(chosen).sel(state=s) for s in ("initial", "final"))
         far = metrics.interval(100 * results["moved"].sel(chosen).mean("filter").values)
-        filters = int(gabors.sel(chosen).notnull().any(["seed", "state"]).sum())
-        change = metrics.interval((after - before).values, step=100 / max(1, filters))
-        row = {**chosen, "gabors before": float(before.mean()), "gabors after": float(after.mean())}
-        row |= {"moved": far.mean, "moved low": far.low, "moved high": far.high}
-        rows.append(row | effects.effect_row("change", change))
+        row = {**chosen, **_gabor_share(gabors.sel(chosen))}
+        rows.append(row | {"moved": far.mean, "moved low": far.low, "moved high": far.high})
     return effects.as_table(rows, ["model", "init"], "change")
+
+
+def _gabor_share(gabors: xr.DataArray) -> dict:
+    """Percent of the filters that are Gabors, before and after training, and the change, from
+    whether each is one (state, filter, seed; nan where a network has no such filter)."""
+    share = 100 * gabors.mean("filter")
+    before, after = (share.sel(state=s) for s in ("initial", "final"))
+    filters = int(gabors.notnull().any(["state", "seed"]).sum())
+    change = metrics.interval((after - before).values, step=100 / max(1, filters))
+    shares = {"gabors before": float(before.mean()), "gabors after": float(after.mean())}
+    return shares | effects.effect_row("change", change)
 
 
 def further(results: xr.Dataset, large: str = LARGE) -> pd.DataFrame:
