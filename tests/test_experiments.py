@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
-from transfusion import data, effects, experiments, schedule, store
+from transfusion import data, effects, experiments, schedule, store, studies
 
 from .conftest import KNOBS, ROOT, collect, poison
 
@@ -225,7 +225,7 @@ def test_unknown_chapter_and_study():
     with pytest.raises(ValueError, match="Did you mean 'performance'"):
         experiments.runs("performances", **KNOBS)
     with pytest.raises(ValueError, match="unknown study 'quik'"):
-        experiments.parameters("quik", "performance")
+        studies.parameters("quik", "performance")
 
 
 def test_a_study_without_a_file(tmp_path, monkeypatch):
@@ -234,7 +234,7 @@ def test_a_study_without_a_file(tmp_path, monkeypatch):
     (tmp_path / "params/mine/common.yml").write_text("study: mine\n")
     (tmp_path / "params/mine/data.yml").write_text("")
     with pytest.raises(ValueError, match=r"'mine' has no performance.yml; it has data"):
-        experiments.parameters("mine", "performance")
+        studies.parameters("mine", "performance")
 
 
 def test_collect_computes_once_and_then_reads(cache, monkeypatch):
@@ -253,9 +253,9 @@ def test_collect_computes_once_and_then_reads(cache, monkeypatch):
 
 
 def test_a_simulated_chapter_needs_no_runs():
-    assert experiments.runs("methods", **experiments.parameters("quick", "methods")) == []
+    assert experiments.runs("methods", **studies.parameters("quick", "methods")) == []
     assert experiments.is_collected("quick", "methods", [])
-    assert "target" not in experiments.parameters("quick", "methods")
+    assert "target" not in studies.parameters("quick", "methods")
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def study(tmp_path, monkeypatch):
 def test_a_plan_counts_each_run_once_with_its_source(cache, study):
     scaling = {"inits": ["random", "mean_var", "transfer"]}
     study(performance={}, weight_scaling=scaling, representations={})
-    plan = experiments.plan("made_up")
+    plan = studies.plan("made_up")
     assert plan.index.tolist() == ["performance", "representations", "weight_scaling", "all"]
     assert plan["runs"].tolist() == [5, 0, 2, 7]
     assert plan["comparisons"].tolist() == [0, 1, 0, 1]
@@ -285,19 +285,19 @@ def test_a_plan_counts_each_run_once_with_its_source(cache, study):
     source = experiments.runs("performance", **KNOBS)[-1].init.source
     trainings = [*experiments.runs("weight_scaling", **{**KNOBS, **scaling}), source]
     (comparison,) = experiments.runs("representations", **KNOBS)
-    seconds = sum(map(schedule.cost, [*trainings, comparison])) / experiments.CORE
+    seconds = sum(map(schedule.cost, [*trainings, comparison])) / studies.CORE
     assert plan["core-hours"]["all"] == pytest.approx(seconds / 3600)
-    twice = experiments.plan("made_up", core=experiments.CORE / 2, gpu=experiments.GPU / 2)
+    twice = studies.plan("made_up", core=studies.CORE / 2, gpu=studies.GPU / 2)
     for column in ("core-hours", "GPU-hours", "of these missing"):
         assert twice[column]["all"] == pytest.approx(2 * plan[column]["all"])
 
 
 def test_what_is_missing_of_a_plan_falls_to_nothing(cache, study):
     study(performance={"seeds": 1}, weight_scaling={"inits": ["random", "mean_var"], "seeds": 1})
-    before = experiments.plan("made_up")
+    before = studies.plan("made_up")
     assert before["of these missing"].equals(before["core-hours"].rename("of these missing"))
     collect("performance", **{**KNOBS, "seeds": 1})
-    after = experiments.plan("made_up")
+    after = studies.plan("made_up")
     assert after["core-hours"].equals(before["core-hours"])
     scaling = before["core-hours"]["weight_scaling"]
     assert after["of these missing"].tolist() == [0, scaling, scaling]
@@ -306,11 +306,11 @@ def test_what_is_missing_of_a_plan_falls_to_nothing(cache, study):
 def test_a_plan_refuses_unknown_parameters(cache, study):
     study(performance={"step": 3})
     with pytest.raises(ValueError, match="Did you mean 'steps'"):
-        experiments.plan("made_up")
+        studies.plan("made_up")
 
 
 def test_status_counts_runs(cache):
-    table = experiments.status("smoke")
+    table = studies.status("smoke")
     assert table.loc["performance"].to_dict() == {
         "collected": "no", "done": 0, "failed": 0, "started": 0, "missing": 8,
     }  # fmt: skip
@@ -318,10 +318,10 @@ def test_status_counts_runs(cache):
     assert (table["collected"] == np.where(without, "yes", "no")).all()
 
 
-@pytest.mark.parametrize("study", experiments.studies())
+@pytest.mark.parametrize("study", studies.studies())
 def test_parameter_files_are_understood(study):
-    for chapter in experiments.chapters(study):
-        parameters = experiments.parameters(study, chapter)
+    for chapter in studies.chapters(study):
+        parameters = studies.parameters(study, chapter)
         assert parameters["study"] == study
         assert bool(experiments.runs(chapter, **parameters)) != (
             chapter in experiments.WITHOUT_RUNS
@@ -341,13 +341,13 @@ def test_tracked_results_are_those_of_the_parameter_files(study):
     tracked = [path.stem for path in (ROOT / f"data_cache/results/{study}").glob("*.zarr")]
     assert shown and set(shown) == set(tracked)
     for chapter in tracked:
-        specs = experiments.runs(chapter, **experiments.parameters(study, chapter))
+        specs = experiments.runs(chapter, **studies.parameters(study, chapter))
         assert experiments.is_collected(study, chapter, specs), chapter
 
 
 @pytest.mark.parametrize("study", tracked_studies())
 def test_tuned_rates_are_those_of_the_tracked_tuning(study):
-    tuned = experiments.parameters(study, "performance")["tuned"]
+    tuned = studies.parameters(study, "performance")["tuned"]
     found = (ROOT / f"data_cache/results/{study}/tuning.zarr").exists()
     assert tuned == (effects.best_rates(store.open(study, "tuning")) if found else {})
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from unittest import mock
@@ -6,7 +7,7 @@ from unittest import mock
 import nbformat
 import papermill
 import pytest
-from transfusion import experiments, render, schedule
+from transfusion import render, studies
 
 from .conftest import ROOT, cells
 
@@ -43,12 +44,12 @@ def test_notebooks_are_stored_clean(path):
     assert len(code) <= 12 and not any("def " in "".join(cell["source"]) for cell in code)
 
 
-@pytest.mark.parametrize("study", experiments.studies())
+@pytest.mark.parametrize("study", studies.studies())
 def test_notebooks_declare_the_parameters_of_every_study_and_no_more(study):
     """What a study left out would have the quick study's value, unseen."""
-    for chapter in experiments.chapters(study):
+    for chapter in studies.chapters(study):
         notebook = BOOK / f"{chapter}.ipynb"
-        stated = render.checked(notebook, experiments.parameters(study, chapter))
+        stated = render.checked(notebook, studies.parameters(study, chapter))
         assert set(stated) == set(papermill.inspect_notebook(str(notebook)))
 
 
@@ -57,7 +58,7 @@ def test_defaults_of_a_notebook_are_those_of_the_quick_study(path):
     (source,) = ["".join(c["source"]) for c in cells(path) if c["id"] == "parameters"]
     defaults: dict = {}
     exec(source, defaults)
-    quick = experiments.parameters("quick", path.stem)
+    quick = studies.parameters("quick", path.stem)
     assert {name: defaults[name] for name in quick} == quick
 
 
@@ -84,12 +85,20 @@ def test_a_failed_notebook_never_reaches_the_book(notebook, tmp_path):
     assert not (tmp_path / "out.ipynb").exists()
 
 
-def test_a_failure_is_one_line_and_a_log(notebook, monkeypatch, tmp_path):
-    monkeypatch.setattr(render, "BOOK", notebook("1 / 0").parent)
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("1 / 0", "a.ipynb failed: ZeroDivisionError: division by zero"),
+        ("import os; os._exit(9)", "a.ipynb failed: its kernel died"),
+    ],
+)
+def test_a_failure_is_one_line_and_a_log(notebook, monkeypatch, tmp_path, capsys, source, message):
+    monkeypatch.setattr(render, "BOOK", notebook(source).parent)
     monkeypatch.setattr(render, "BUILD", tmp_path)
-    with pytest.raises(RuntimeError, match="a.ipynb failed: ZeroDivisionError: division by zero"):
-        render._chapter("smoke", "a", {})
-    assert "1 / 0" in render.executed("smoke", "a").with_suffix(".log").read_text()
+    monkeypatch.setattr(studies, "parameters", lambda *_: {})
+    with pytest.raises(RuntimeError, match=message):
+        render.chapter("smoke", "a")
+    assert ("1 / 0" in capsys.readouterr().err) == (source == "1 / 0")
     assert not render.executed("smoke", "a").exists()
 
 
@@ -141,33 +150,48 @@ def test_offline_extension_refuses_another_version():
     assert "executed with another Bokeh" in found.stderr
 
 
-def test_book_asks_for_chapters_that_were_not_rendered(monkeypatch, tmp_path):
+def test_book_asks_for_a_front_page_that_was_not_rendered(monkeypatch, tmp_path):
     monkeypatch.setattr(render, "BUILD", tmp_path)
-    with pytest.raises(ValueError, match="transfusion run smoke --chapter data"):
+    with pytest.raises(ValueError, match="transfusion run smoke"):
         render.book("smoke")
 
 
-def test_a_page_of_text_may_be_called_like_a_chapter(monkeypatch, tmp_path):
+def test_a_page_of_text_may_be_called_like_a_chapter():
     """guide/performance.md is no chapter of a study named guide."""
-    monkeypatch.setattr(render, "BUILD", tmp_path)
-    with pytest.raises(ValueError) as problem:
-        render.book("smoke")
-    assert "guide" not in str(problem.value)
+    pages = render._pages("smoke")
+    assert pages["performance"] == ("smoke", "performance")
+    assert pages["retina/performance"] == ("retina", "performance")
+    assert not [page for page in pages if page.startswith("guide")]
 
 
-def test_collected_computes_and_renders_nothing_without_results(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(render, "BUILD", tmp_path)
-    monkeypatch.setattr(schedule, "compute", lambda specs, jobs: specs and pytest.fail("computed"))
-    render.study("smoke", ["performance", "data"], collected=True)
-    assert not render.executed("smoke", "performance").exists()
-
-
-def test_a_page_that_was_left_out_leaves_the_staged_book(tmp_path, monkeypatch):
+@pytest.fixture
+def without_build(tmp_path, monkeypatch):
+    """Staging alone; the front page is there, no other."""
     monkeypatch.setattr(render, "BUILD", tmp_path / "_build")
-    monkeypatch.setattr(render, "_pages", lambda main: {})
     monkeypatch.setattr(render.subprocess, "run", lambda *_, **__: mock.Mock(returncode=0))
-    old = tmp_path / "_build/site/old.md"
+    front = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title")])
+    render.executed("smoke", "intro").parent.mkdir(parents=True)
+    nbformat.write(front, render.executed("smoke", "intro"))
+    return tmp_path / "_build/site"
+
+
+def test_a_book_of_what_is_whole_says_what_is_missing(without_build, capsys):
+    for chapter in ("data", "performance"):
+        shutil.copy(render.executed("smoke", "intro"), render.executed("smoke", chapter))
+    render.book("smoke")
+    said = capsys.readouterr().err
+    assert "left out: small_data (transfusion run smoke --chapter small_data)" in said
+    front = nbformat.read(without_build / "intro.ipynb", 4).cells[1].source
+    missing = set(render._pages("smoke")) - {"intro", "data", "performance"}
+    assert "Not in this build" in front and all(page in front for page in missing)
+    contents = (without_build / "_toc.yml").read_text()
+    assert "file: data" in contents and "small_data" not in contents
+    assert "retina/" not in contents and "caption: Real" not in contents
+
+
+def test_a_page_that_was_left_out_leaves_the_staged_book(without_build):
+    old = without_build / "old.md"
     old.parent.mkdir(parents=True)
     old.write_text("# An old page")
     render.book("smoke")
-    assert not old.exists() and (tmp_path / "_build/site/scope.md").exists()
+    assert not old.exists() and (without_build / "scope.md").exists()

@@ -59,7 +59,7 @@ def test_public_names_exist():
 @pytest.mark.parametrize(
     "module",
     ["cli", "config", "store", "metrics", "data", "experiments", "figures", "effects"]
-    + ["representations", "report"],
+    + ["representations", "report", "schedule", "studies", "render", "batch", "cache"],
 )
 def test_reading_results_needs_no_torch(module):
     code = f"import sys, transfusion.{module}; sys.exit('torch' in sys.modules)"
@@ -84,8 +84,8 @@ def test_a_notebook_whose_results_are_there_imports_no_torch(chapter):
     sources = ["".join(c["source"]) for c in cells(ROOT / f"book/{chapter}.ipynb")
                if c["cell_type"] == "code"]  # fmt: skip
     assignments = (
-        "from transfusion import experiments, schedule\nschedule.compute = None\n"
-        f"globals().update(experiments.parameters('retina', {chapter!r}))"
+        "from transfusion import schedule, studies\nschedule.compute = None\n"
+        f"globals().update(studies.parameters('retina', {chapter!r}))"
     )
     code = "\n".join([sources[0], assignments, *sources[1:]])
     code += "\nimport sys; sys.exit('torch' in sys.modules)"
@@ -104,17 +104,20 @@ def test_the_code_in_the_guide_runs(cache, rng, tmp_path, monkeypatch):
 
 ORDER = [
     ["cli"],
-    ["render", "bench"],
+    ["batch", "bench", "cache"],
+    ["render"],
     ["report"],
     ["claims"],
     ["representations"],
     ["effects"],
     ["figures"],
+    ["studies"],
     ["experiments", "paper"],
     ["schedule", "tables"],
     ["comparison"],
     ["activations", "simulation"],
     ["train"],
+    ["parallel"],
     ["inits"],
     ["ingest"],
     ["models", "similarity", "metrics", "data", "filters"],

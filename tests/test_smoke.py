@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from transfusion import experiments, render, store
+from transfusion import render, store, studies
 
 from .conftest import ROOT
 
@@ -39,11 +39,11 @@ def smoke(environment):
 
 
 def test_every_chapter_is_executed(smoke, monkeypatch):
-    for chapter in experiments.chapters("smoke"):
+    for chapter in studies.chapters("smoke"):
         assert render.executed("smoke", chapter).exists()
     monkeypatch.setenv("TRANSFUSION_CACHE", smoke["TRANSFUSION_CACHE"])
-    assert (experiments.status("smoke")["collected"] == "yes").all()
-    assert (experiments.status("smoke")["missing"] == 0).all()
+    assert (studies.status("smoke")["collected"] == "yes").all()
+    assert (studies.status("smoke")["missing"] == 0).all()
 
 
 def test_a_second_call_leaves_everything_alone(smoke):

@@ -80,10 +80,10 @@ def test_a_result_without_done_file_does_not_count(cache, tiny_run, dataset):
     run = tiny_run()
     with store.lease(run.key):
         store.finish(run, dataset)
-    assert store.status(run.key) == "done"
+    assert store.state(run.key) == "done"
     (store.run_folder(run.key) / "done.json").unlink()
     assert store.read(run.key) is None
-    assert store.status(run.key) == "missing"
+    assert store.state(run.key) == "missing"
 
 
 def test_weights_that_were_changed_do_not_count(cache, tiny_run, dataset):

@@ -121,7 +121,7 @@ def test_no_test_image_reaches_training_or_the_choice_of_a_checkpoint(
 def test_nan_loss_ends_the_run_as_failed(cache, tiny_run):
     run = tiny_run(lr=1e30)
     result = train.fit(run)
-    assert result.attrs["status"] == "failed" and store.status(run.key) == "failed"
+    assert result.attrs["status"] == "failed" and store.state(run.key) == "failed"
     assert "learning rate" in result.attrs["reason"] and "by step" in result.attrs["reason"]
     assert store.weights_path(run.key) is None
     assert train.fit(run).attrs["status"] == "failed"
@@ -187,7 +187,7 @@ def test_a_run_killed_in_the_middle_ends_in_the_same_bits(cache, monkeypatch, tm
         time.sleep(wait)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        kills += store.status(key) == "started"
+        kills += store.state(key) == "started"
     assert kills == 2, "the run ended before it was killed"
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     log = (store.run_folder(key) / "log.txt").read_text()

@@ -45,6 +45,7 @@ from transfusion import (
     similarity,
     simulation,
     store,
+    studies,
     train,
 )
 
@@ -552,7 +553,7 @@ def _studies(
 
 def precision(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     """What bfloat16 does to the test AUC: CBR-Tiny as in the chapter `data`, paired by seed."""
-    knobs = experiments.parameters("quick", "data") | {"targets": ["fundus"], "seeds": 20}
+    knobs = studies.parameters("quick", "data") | {"targets": ["fundus"], "seeds": 20}
     kinds = [
         experiments.runs("data", **knobs | {"precision": kind}) for kind in ("float32", "bfloat16")
     ]

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,17 +37,36 @@ def _parser() -> argparse.ArgumentParser:
     run = _verb(verbs, "run", _run, "compute what a study misses and render its chapters")
     run.add_argument("study")
     run.add_argument("--chapter", action="append", help="only this one (may be repeated)")
-    run.add_argument("--jobs", type=int, help="processes at once; default: cores, or 1 on a GPU")
-
+    run.add_argument("--jobs", type=int, help="jobs at once; default: cores, or the profile's")
+    run.add_argument("--profile", default="local", help="a folder of params/profiles")
+    run.add_argument("--dry-run", action="store_true", help="only tell what would run, and why")
     run.add_argument(
         "--collected", action="store_true", help="compute nothing: only chapters with all results"
     )
 
+    group = _verb(verbs, "group", _group, "compute one group of runs, as a batch job does")
+    group.add_argument("study")
+    group.add_argument("name")
+
+    share = _verb(verbs, "share", _share, "take part in a run on several devices (for torchrun)")
+    share.add_argument("spec", help="the run, as JSON")
+    share.add_argument("checkpoint_seconds", type=float)
+
+    chapter = _verb(verbs, "chapter", _chapter, "render one chapter, as a batch job does")
+    chapter.add_argument("study")
+    chapter.add_argument("name")
+
     status = _verb(verbs, "status", _status, "what is done, started, failed or missing")
     status.add_argument("study")
+    status.add_argument("--json", action="store_true", help="one JSON object, a field a chapter")
 
     plan = _verb(verbs, "plan", _plan, "what a study would compute, and for how long")
     plan.add_argument("study")
+    plan.add_argument("--json", action="store_true", help="one JSON object, a field a chapter")
+
+    cache = _verb(verbs, "cache", _cache, "what is kept: list it, hash it again, clear it")
+    cache.add_argument("what", choices=["ls", "verify", "prune"])
+    cache.add_argument("--yes", action="store_true", help="prune: remove, not only list")
 
     book = _verb(verbs, "book", _book, "build the book from rendered chapters")
     book.add_argument("--study", default="quick", help="the study shown on the main pages")
@@ -81,26 +105,71 @@ def _verb(verbs, name: str, command, text: str) -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from transfusion import batch
+
+    names = ("jobs", "profile", "collected", "dry_run")
+    options = {n: getattr(arguments, n) for n in names}
+    batch.run(arguments.study, arguments.chapter, **options)
+
+
+def _group(arguments: argparse.Namespace) -> None:
+    from transfusion import studies
+
+    studies.compute(arguments.study, arguments.name)
+
+
+def _share(arguments: argparse.Namespace) -> None:
+    from transfusion import config, train
+
+    run = config.load(json.loads(arguments.spec))
+    if not isinstance(run, config.Run):
+        raise ValueError(f"only a run can be shared by several devices, got {arguments.spec}")
+    train.take_part(run, arguments.checkpoint_seconds)
+
+
+def _chapter(arguments: argparse.Namespace) -> None:
     from transfusion import render
 
-    options = {"jobs": arguments.jobs, "collected": arguments.collected}
-    render.study(arguments.study, arguments.chapter, **options)
+    render.chapter(arguments.study, arguments.name)
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from transfusion import experiments
+    from transfusion import studies
 
-    print(experiments.status(arguments.study).to_string())
+    _show(studies.status(arguments.study), arguments.json)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from transfusion import experiments
+    from transfusion import studies
 
-    print(experiments.plan(arguments.study).round(2).to_string())
-    rates = (
-        f"{experiments.CORE / 1e9:.0f} GFLOP/s a core, {experiments.GPU / 1e12:.0f} TFLOP/s a GPU"
-    )
-    print(f"Reckoned at {rates} (assumed); runs that another chapter has are counted once.")
+    _show(studies.plan(arguments.study), arguments.json)
+    if not arguments.json:
+        rates = f"{studies.CORE / 1e9:.0f} GFLOP/s a core, {studies.GPU / 1e12:.0f} TFLOP/s a GPU"
+        print(f"Reckoned at {rates} (assumed); runs that another chapter has are counted once.")
+
+
+def _cache(arguments: argparse.Namespace) -> None:
+    from transfusion import cache
+
+    if arguments.what == "ls":
+        print(cache.ls().round(2).to_string())
+        return
+    if arguments.what == "verify":
+        damage = cache.verify()
+        if len(damage):
+            raise ValueError("not whole:\n  " + "\n  ".join(f"{w}: {d}" for w, d in damage.items()))
+        print("all that is kept is whole")
+        return
+    table = cache.ls().loc[cache.superfluous()]
+    print(table.round(2).to_string() if len(table) else "nothing that no study needs")
+    if arguments.yes:
+        print(f"removed, {cache.prune([*table.index]) / 1e6:.1f} MB set free")
+    elif len(table):
+        print(f"{table['MB'].sum():.1f} MB; nothing was removed: that takes --yes")
+
+
+def _show(table: pd.DataFrame, as_json: bool) -> None:
+    print(table.to_json(orient="index") if as_json else table.round(2).to_string())
 
 
 def _book(arguments: argparse.Namespace) -> None:

@@ -51,7 +51,7 @@ InitName = Annotated[str, AfterValidator(init_name)]
 
 # Fields that came after the first results, with the value that these were computed under: at that
 # value they are left out of a key, so that older results keep theirs.
-LATER = {"optimizer": "adam"}
+LATER = {"optimizer": "adam", "devices": 1}
 
 
 def key(spec: Any) -> str:
@@ -107,6 +107,7 @@ class Optim:
     evaluations: Count = 20  # points of the learning curve
     precision: Precision = "float32"
     optimizer: Optimizer = "adam"
+    devices: Count = 1  # each has a share of every batch
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

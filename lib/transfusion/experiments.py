@@ -12,7 +12,6 @@ from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import pandas as pd
 import xarray as xr
 from pydantic import ValidationError
 from pydantic.dataclasses import dataclass
@@ -24,9 +23,6 @@ from transfusion.tables import Labels, Results
 
 # No target run has it: a source that began as a target's random network did would resemble it.
 SOURCE_SEED = 1_000_000
-# Operations a second that `plan` reckons with: a core, measured with bfloat16 (float32 alone and
-# older processors do less), and a GPU, assumed, not measured.
-CORE, GPU = 2e11, 5e13
 # An init that was not tuned takes the rate of the one that it is compared with: of these the one
 # named, of all others transfer, as they keep pretrained weights in their places.
 COMPARED_WITH = {"random": "random", "mean_var": "mean_var"}
@@ -59,6 +55,7 @@ class Knobs:
     lr: config.Positive
     tuned: dict[str, config.Positive] = field(default_factory=dict)
     optimizer: config.Optimizer = "adam"
+    devices: config.Count = 1
     evaluations: config.Count
     precision: Literal["auto", "float32", "bfloat16"]
     seeds: config.Count
@@ -207,6 +204,7 @@ def _optim(knobs: Knobs, steps: int, lr: float) -> config.Optim:
     return config.Optim(
         steps=steps,
         optimizer=knobs.optimizer,
+        devices=knobs.devices,
         batch=knobs.batch,
         lr=lr,
         evaluations=knobs.evaluations,
@@ -252,6 +250,14 @@ def collect(chapter: str, **parameters) -> xr.Dataset:
     }
     store.save(knobs.study, chapter, dataset)
     return dataset
+
+
+def is_collected(study: str, chapter: str, specs: list[Spec]) -> bool:
+    """Whether the collected results are those of these very runs; so it is where none is needed."""
+    try:
+        return not specs or _keys(store.open(study, chapter)) == [spec.key for spec in specs]
+    except (FileNotFoundError, store.Damaged):
+        return False
 
 
 def _keys(dataset: xr.Dataset) -> list[str]:
@@ -301,89 +307,3 @@ CHAPTERS = {
 # They need no runs, and so no parameters but those of their own file; the front page comes last,
 # as it shows what all others have collected.
 WITHOUT_RUNS = ("methods", "intro")
-
-
-# --- studies ---------------------------------------------------------------------------------
-
-
-def studies() -> list[str]:
-    return sorted(path.parent.name for path in (store.HOME / "params").glob("*/common.yml"))
-
-
-def parameters(study: str, chapter: str) -> dict:
-    """The parameter files of a study for a chapter, as papermill would join them.
-
-    Raises ValueError for an unknown study, chapter or a study without that file.
-    """
-    config.one_of(study, studies(), "study")
-    config.one_of(chapter, [*CHAPTERS, *WITHOUT_RUNS], "chapter")
-    folder = store.HOME / "params" / study
-    if not (folder / f"{chapter}.yml").exists():
-        raise ValueError(
-            f"study {study!r} has no {chapter}.yml; it has {', '.join(chapters(study))}"
-        )
-    own = config.read_yaml(folder / f"{chapter}.yml")
-    values = own if chapter in WITHOUT_RUNS else config.read_yaml(folder / "common.yml") | own
-    if values.get("study") != study:
-        raise ValueError(f"{folder} says study: {values.get('study')!r}, expected {study!r}")
-    return values
-
-
-def chapters(study: str) -> list[str]:
-    """The chapters that a study has parameters for, in the order of the book."""
-    folder = store.HOME / "params" / study
-    return [c for c in (*CHAPTERS, *WITHOUT_RUNS) if (folder / f"{c}.yml").exists()]
-
-
-def status(study: str) -> pd.DataFrame:
-    """Runs and comparisons of each chapter by state, and whether its results are collected."""
-    rows = []
-    for chapter in chapters(study):
-        specs = runs(chapter, **parameters(study, chapter))
-        states = pd.Series([store.status(spec.key) for spec in specs]).value_counts()
-        collected = "yes" if is_collected(study, chapter, specs) else "no"
-        rows.append({"chapter": chapter, "collected": collected, **states})
-    columns = ["chapter", "collected", "done", "failed", "started", "missing"]
-    table = pd.DataFrame(rows).reindex(columns=columns).set_index("chapter")
-    return table.fillna(dict.fromkeys(columns[2:], 0)).astype(dict.fromkeys(columns[2:], int))
-
-
-def plan(study: str, *, core: float = CORE, gpu: float = GPU) -> pd.DataFrame:
-    """What a study asks for, before it is begun: by chapter the runs that no earlier one has, their
-    groups (of one model, data and length), and hours, of one core or one GPU at an assumed number
-    of floating-point operations a second; the last row is the sum. Sources count where they are
-    first needed. Raises ValueError for unknown parameters."""
-    counted: set[str] = set()
-    rows = []
-    for chapter in chapters(study):
-        wanted = [n for s in runs(chapter, **parameters(study, chapter)) for n in _all(s)]
-        new = {spec.key: spec for spec in wanted if spec.key not in counted}
-        counted |= set(new)
-        trainings = [spec for spec in new.values() if isinstance(spec, config.Run)]
-        left = [spec for spec in new.values() if store.status(spec.key) not in ("done", "failed")]
-        operations, remaining = (sum(map(schedule.cost, specs)) for specs in (new.values(), left))
-        rows.append(
-            {
-                "chapter": chapter,
-                "runs": len(trainings),
-                "comparisons": len(new) - len(trainings),
-                "groups": len({(run.model, run.data, run.optim.steps) for run in trainings}),
-                "core-hours": operations / core / 3600,
-                "of these missing": remaining / core / 3600,
-                "GPU-hours": operations / gpu / 3600,
-            }
-        )
-    table = pd.DataFrame(rows).set_index("chapter")
-    return pd.concat([table, table.sum().to_frame("all").T.astype(table.dtypes)])
-
-
-def _all(spec: Spec) -> list[Spec]:
-    return [need for need in schedule.needs(spec) if not isinstance(need, config.Data)] + [spec]
-
-
-def is_collected(study: str, chapter: str, specs: list[Spec]) -> bool:
-    """Whether the collected results are those of these very runs; so it is where none is needed."""
-    try:
-        return not specs or _keys(store.open(study, chapter)) == [spec.key for spec in specs]
-    except (FileNotFoundError, store.Damaged):
-        return False

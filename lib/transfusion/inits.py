@@ -263,8 +263,7 @@ def named_weights(full: str) -> State:
             f"no pretrained weights {full!r} in the cache; there: {', '.join(known) or 'none'}. "
             "Import them: transfusion weights MODEL [--from FILE]"
         )
-    if store.checksum(path)[:12] != full.rpartition("@")[2]:
-        raise store.Damaged(f"{path} is not the file its name says; import it again")
+    store.verify_weights(path)
     return read_weights(path)
 
 

@@ -8,15 +8,14 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 import papermill
 import yaml
-from tqdm import tqdm
+from nbclient.exceptions import DeadKernelError
 
-from transfusion import config, experiments, schedule, store
+from transfusion import config, experiments, store, studies
 
 BOOK = store.HOME / "book"
 FRONT = "intro"
@@ -35,60 +34,46 @@ RANDOM_ID = re.compile(
 )
 
 
-def study(
-    name: str,
-    only: list[str] | None = None,
-    *,
-    jobs: int | None = None,
-    collected: bool = False,
-) -> None:
-    """Compute what a study misses, then render its chapters; what is up to date is left alone.
+def chapter(study: str, name: str) -> None:
+    """Render a chapter of a study, and stamp the page with all that it was made of.
 
-    With `collected`, chapters whose results are not all there are left out instead.
-    Raises ValueError for unknown names or parameters before anything is computed.
+    Raises ValueError for unknown names or parameters, RuntimeError if a cell fails.
     """
-    config.one_of(name, experiments.studies(), "study")
-    chapters = only or experiments.chapters(name)
-    parameters = {
-        c: checked(BOOK / f"{c}.ipynb", experiments.parameters(name, c)) for c in chapters
-    }
-    stale = [c for c in chapters if not _fresh(name, c, parameters[c])]
-    needed = {c: experiments.runs(c, **parameters[c]) for c in stale}
-    if collected:
-        stale = [c for c in stale if experiments.is_collected(name, c, needed[c])]
-    wanted = [c for c in stale if not experiments.is_collected(name, c, needed[c])]
-    schedule.compute([spec for c in wanted for spec in needed[c]], jobs=jobs)
-    with ThreadPoolExecutor(2) as pool:  # each notebook is a process of its own
-        tasks = [pool.submit(_chapter, name, c, parameters[c]) for c in stale if c != FRONT]
-        for task in tqdm(tasks, f"{name}: chapters", unit="page", disable=None):
-            task.result()
-    if FRONT in chapters and not _fresh(name, FRONT, parameters[FRONT]):
-        _chapter(name, FRONT, parameters[FRONT])  # it shows what the others have just collected
-
-
-def _chapter(study: str, chapter: str, parameters: dict) -> None:
-    log = executed(study, chapter).with_suffix(".log")
+    parameters = checked_parameters(study, name)
     try:
-        render(BOOK / f"{chapter}.ipynb", parameters, executed(study, chapter))
+        render(BOOK / f"{name}.ipynb", parameters, executed(study, name))
     except papermill.PapermillExecutionError as error:
-        log.write_text(str(error))
-        short = f"{chapter}.ipynb failed: {error.ename}: {error.evalue} (log: {log})"
-        raise RuntimeError(short) from error
-    stamp = _stamp(study, chapter, parameters)
-    store.write_json(executed(study, chapter).with_suffix(".json"), {"stamp": stamp})
+        print(error, file=sys.stderr)
+        raise RuntimeError(f"{name}.ipynb failed: {error.ename}: {error.evalue}") from error
+    except DeadKernelError as error:
+        raise RuntimeError(f"{name}.ipynb failed: its kernel died (out of memory?)") from error
+    stamp = _stamp(study, name, parameters)
+    store.write_json(executed(study, name).with_suffix(".json"), {"stamp": stamp})
+
+
+def checked_parameters(study: str, chapter: str) -> dict:
+    """The parameters of a chapter, if its notebook has them; raises ValueError as `checked`."""
+    return checked(BOOK / f"{chapter}.ipynb", studies.parameters(study, chapter))
+
+
+def shown_by(study: str, chapter: str) -> list[str]:
+    """Chapters that must be there before this one: the front page shows all others."""
+    return [c for c in studies.chapters(study) if c != FRONT] if chapter == FRONT else []
 
 
 def executed(study: str, chapter: str) -> Path:
     return BUILD / "executed" / study / f"{chapter}.ipynb"
 
 
-def _fresh(study: str, chapter: str, parameters: dict) -> bool:
+def is_fresh(study: str, chapter: str) -> bool:
     """Whether the executed notebook is that of this source, parameters, library and results."""
     try:
         kept = json.loads(executed(study, chapter).with_suffix(".json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return False
-    return executed(study, chapter).exists() and kept["stamp"] == _stamp(study, chapter, parameters)
+    return executed(study, chapter).exists() and kept["stamp"] == _stamp(
+        study, chapter, checked_parameters(study, chapter)
+    )
 
 
 def _stamp(study: str, chapter: str, parameters: dict) -> str:
@@ -190,21 +175,37 @@ def relabel(notebook: nbformat.NotebookNode, study: str) -> nbformat.NotebookNod
 def book(main: str = "quick") -> Path:
     """Stage the executed chapters beside the book's own pages and build it; returns index.html.
 
-    Raises ValueError if a chapter of the table of contents was not rendered, RuntimeError if the
-    build warns.
+    Chapters that are not rendered are left out, and the front page says so. Raises ValueError if
+    the front page is not rendered, RuntimeError if the build warns.
     """
-    config.one_of(main, experiments.studies(), "study")
+    config.one_of(main, studies.studies(), "study")
     site = BUILD / "site"
     staged = {path.relative_to(BOOK): path.read_bytes() for path in _sources()}
-    for page, (study, chapter) in _pages(main).items():
-        staged[Path(f"{page}.ipynb")] = _page(study, chapter, main).encode()
+    pages = _pages(main)
+    missing = [page for page, place in pages.items() if not executed(*place).exists()]
+    if FRONT in missing:
+        raise ValueError(f"no front page; first:  transfusion run {main}")
+    for page in missing:
+        print(
+            f"left out: {page} (transfusion run {' --chapter '.join(pages[page])})", file=sys.stderr
+        )
+    for page in pages.keys() - missing:
+        staged[Path(f"{page}.ipynb")] = _page(*pages[page], main, missing).encode()
+    staged[Path("_toc.yml")] = yaml.safe_dump(_contents(missing), sort_keys=False).encode()
     for path, content in staged.items():
         _sync(site / path, content)
     for path in site.rglob("*"):  # a page that was renamed or left out
         if path.is_file() and path.relative_to(site) not in staged:
             path.unlink()
+    _build(site, strict=not missing)
+    return BUILD / "html" / "index.html"
+
+
+def _build(site: Path, *, strict: bool) -> None:
+    """Let Jupyter Book build; links to pages that were left out are no error."""
     jupyter_book = Path(sys.executable).parent / "jupyter-book"
-    command = [str(jupyter_book), "build", str(site), "-W", "-n", "--keep-going"]
+    command = [str(jupyter_book), "build", str(site), "--keep-going"]
+    command += ["-W", "-n"] if strict else []
     log = BUILD / "build.log"
     with log.open("w") as output:
         code = subprocess.run(
@@ -215,23 +216,27 @@ def book(main: str = "quick") -> Path:
         raise RuntimeError(
             "the book was not built:\n  " + "\n  ".join(lines[:10]) + f"\n(log: {log})"
         )
-    return BUILD / "html" / "index.html"
+
+
+def _contents(missing: list[str]) -> dict:
+    """The table of contents without these pages, and without parts that have no other."""
+    contents = yaml.safe_load((BOOK / "_toc.yml").read_text())
+    for part in contents["parts"]:
+        part["chapters"] = [entry for entry in part["chapters"] if entry["file"] not in missing]
+    contents["parts"] = [part for part in contents["parts"] if part["chapters"]]
+    return contents
 
 
 def _pages(main: str) -> dict[str, tuple[str, str]]:
     """Page -> study and chapter, for every notebook of the table of contents."""
-    contents = yaml.safe_load((BOOK / "_toc.yml").read_text())
+    contents = _contents([])
     files = [contents["root"]]
     files += [entry["file"] for part in contents["parts"] for entry in part["chapters"]]
-    pages, missing = {}, []
+    pages = {}
     for file in files:
         folder, _, chapter = file.rpartition("/")
         if (BOOK / f"{chapter}.ipynb").exists() and not (BOOK / f"{file}.md").exists():
             pages[file] = (folder or main, chapter)
-            if not executed(*pages[file]).exists():
-                missing.append(f"transfusion run {folder or main} --chapter {chapter}")
-    if missing:
-        raise ValueError("chapters of the book are not rendered; first:\n  " + "\n  ".join(missing))
     return pages
 
 
@@ -241,8 +246,11 @@ def _sources() -> list[Path]:
     return [p for p in paths if not p.is_relative_to(BUILD) and "__pycache__" not in p.parts]
 
 
-def _page(study: str, chapter: str, main: str) -> str:
+def _page(study: str, chapter: str, main: str, missing: list[str]) -> str:
     notebook = nbformat.read(executed(study, chapter), as_version=4)
+    if chapter == FRONT and missing:
+        words = f"```{{warning}}\nNot in this build: {', '.join(missing)}.\n```"
+        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(words, id="missing"))
     return nbformat.writes(notebook if study == main else relabel(notebook, study))
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -12,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from transfusion import config, data, store
@@ -22,6 +26,29 @@ Task = config.Data | config.Spec
 
 def gpus() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def lease_gpus(count: int = 1) -> None:
+    """Wait for GPUs that no other job here has, and hold them until this process ends.
+
+    Nothing is done where there are no more than asked for, or somebody (Slurm) has chosen already.
+    """
+    if gpus() <= count or "CUDA_VISIBLE_DEVICES" in os.environ:
+        return
+    folder = Path(tempfile.gettempdir(), f"transfusion-gpus-{os.getuid()}")
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "choice.lock"):  # two that wait for several would wait for each other
+        for index in itertools.cycle(range(gpus())):
+            with contextlib.suppress(Timeout):
+                lock = FileLock(folder / f"{index}.lock")
+                lock.acquire(timeout=0.2)
+                _leased[index] = lock
+            if len(_leased) == count:
+                break
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, sorted(_leased)))  # before CUDA starts
+
+
+_leased: dict[int, FileLock] = {}  # a lock that nobody refers to would be released
 
 
 class Failed(RuntimeError):
@@ -68,22 +95,44 @@ def compute(specs: Iterable[config.Spec], *, jobs: int | None = None) -> None:
     if not todo:
         return
     store.require_writable()
-    _check(todo)
+    check(todo)
     jobs = jobs or (1 if gpus() else os.cpu_count() or 1)
+    _finish(todo, _perform_all(todo, min(jobs, len(todo))))
+
+
+def compute_here(specs: Iterable[config.Spec]) -> None:
+    """Compute what is missing one after the other in this process, as a batch job does.
+
+    Raises as `compute` does; OSError (a full disk) at once, as the rest could not be kept either.
+    """
+    todo = missing(list(specs))
+    check(todo)
+    _finish(todo, map(_attempt, todo))
+
+
+def _attempt(task: Task) -> tuple[str, BaseException | None]:
+    try:
+        _perform(config.dump(task))
+    except OSError:
+        raise
+    except Exception as error:
+        return task.key, error
+    return task.key, None
+
+
+def _finish(todo: list[Task], ends: Iterable[tuple[str, BaseException | None]]) -> None:
+    """Wait for the ends of tasks, with a progress bar; raises Failed after the last."""
     errors: dict[str, BaseException] = {}
     start = time.monotonic()
     with tqdm(total=len(todo), desc="computed", unit="task", disable=None, smoothing=0) as bar:
-        for done, (key, error) in enumerate(_perform_all(todo, min(jobs, len(todo))), start=1):
+        for done, (key, error) in enumerate(ends, start=1):
             bar.update()
             if bar.disable:  # no terminal: a line a task, for the log
                 print(_progress(done, len(todo), start), file=sys.stderr, flush=True)
             if error is not None:
                 errors[key] = error
     if errors:
-        lines = [
-            f"{key}: {error} (log: {store.run_folder(key)}/log.txt)"
-            for key, error in errors.items()
-        ]
+        lines = [f"{key}: {e} (log: {store.run_folder(key)}/log.txt)" for key, e in errors.items()]
         raise Failed(
             f"{len(errors)} of {len(todo)} could not be computed:\n  " + "\n  ".join(lines)
         )
@@ -94,22 +143,27 @@ def _progress(done: int, total: int, start: float) -> str:
     return f"{done} of {total} computed, about {left / 60:.1f} min left"
 
 
-def _check(todo: list[Task]) -> None:
-    from transfusion import train  # torch, needed only now
-
+def check(todo: Iterable[Task]) -> None:
+    """Raise ValueError for whatever would stop one of these, before anything starts."""
     needed = [task for spec in todo for task in [*needs(spec), spec]]
     runs = [task for task in needed if isinstance(task, config.Run)]
     for run in {(run.data, run.model, run.init): run for run in runs}.values():
+        from transfusion import train  # torch, needed only now
+
         train.check(run)
 
 
-def _perform_all(tasks: list[Task], jobs: int) -> Iterator[tuple[str, BaseException | None]]:
-    """Each task's key and error (None if it went well), as they end; needs come before tasks."""
-    # Set before the processes start: the libraries read it once, when they are loaded.
+def one_thread() -> None:
+    """For processes that are still to start: their libraries read this once, when loaded."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Memory once had is kept: each step asks for the same again, and fresh pages cost 3 to 7 %.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 34))
+
+
+def _perform_all(tasks: list[Task], jobs: int) -> Iterator[tuple[str, BaseException | None]]:
+    """Each task's key and error (None if it went well), as they end; needs come before tasks."""
+    one_thread()
     spawn = multiprocessing.get_context("spawn")  # a forked CUDA or OpenMP state is broken
     order = ranks(tasks)
     waiting = {task.key: task for task in sorted(tasks, key=lambda t: -order[t.key])}

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 import zarr
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from transfusion import config
 
@@ -360,12 +360,65 @@ def _done(key: str) -> dict | None:
         return None
 
 
-def status(key: str) -> str:
-    """`done`, `failed`, `started` or `missing`, as the files' names say; `read` checks contents."""
+def fingerprint(key: str) -> str:
+    """Checksum of what vouches for a result, `missing` where there is none."""
+    path = run_folder(key) / "done.json"
+    return checksum(path) if path.exists() else "missing"
+
+
+def verify(key: str) -> None:
+    """Read and hash again all that is kept under a key; raises Damaged or FileNotFoundError."""
+    read_zarr(run_folder(key) / "result.zarr")
+    for name, expected in (_done(key) or {"sha256": {}})["sha256"].items():
+        if checksum(run_folder(key) / name) != expected:
+            raise Damaged(f"{run_folder(key) / name} is not what was written; delete it")
+
+
+def verify_weights(path: Path) -> None:
+    """Hash named weights again, whose name says what they are; raises Damaged."""
+    if not checksum(path).startswith(path.stem.rpartition("@")[2]):
+        raise Damaged(f"{path} is not the file its name says; import it again")
+
+
+STATES = ("done", "failed", "running", "started", "stale", "missing")
+
+
+def state(key: str) -> str:
+    """One of STATES, as the files' names say; `read` checks contents.
+
+    `started` has a checkpoint that nobody works on, `stale` was made by another version.
+    """
     done = _done(key)
-    if done is not None:
+    if done is not None and done["schema"] == LAYOUT:
         return done["status"]
+    if _is_leased(key):
+        return "running"
+    if done is not None:
+        return "stale"
     return "started" if (run_folder(key) / "checkpoint.pt").exists() else "missing"
+
+
+def _is_leased(key: str) -> bool:
+    path = run_folder(key) / "lock"
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def seconds(key: str) -> float:
+    """What a result took, 0 where there is none."""
+    return (_done(key) or {"seconds": 0.0})["seconds"]
+
+
+def size(key: str) -> int:
+    """Bytes on disk."""
+    return sum(path.stat().st_size for path in run_folder(key).rglob("*") if path.is_file())
 
 
 # --- collected results -----------------------------------------------------------------------
@@ -397,9 +450,20 @@ def _extend_manifest(path: Path, chapter: str, runs: list[dict]) -> None:
     new = pd.DataFrame([{"chapter": chapter, **line} for line in lines])
     if path.exists():
         old = pd.read_csv(path, dtype=str, keep_default_na=False)
-        new = pd.concat([old[old["chapter"] != chapter], new])
+        there = {p.stem for p in path.parent.glob("*.zarr")} - {chapter}
+        new = pd.concat([old[old["chapter"].isin(there)], new])
     with atomic(path) as temporary:
         new.to_csv(temporary, index=False)
+
+
+def verify_manifest(study: str) -> None:
+    """Raise Damaged unless a study's manifest lists the very runs of its collected results."""
+    folder = root() / "results" / study
+    listed = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    there = {p.stem: json.loads(read_zarr(p).attrs["runs"]) for p in sorted(folder.glob("*.zarr"))}
+    expected = sorted((chapter, run["key"]) for chapter, runs in there.items() for run in runs)
+    if sorted(zip(listed["chapter"], listed["key"], strict=True)) != expected:
+        raise Damaged(f"{folder / 'manifest.csv'} does not list the runs of the results beside it")
 
 
 # --- provenance ------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import xarray as xr
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from transfusion import config, data, inits, metrics, models, store
+from transfusion import config, data, inits, metrics, models, parallel, store
 
 EVALUATION_BATCH = 256
 Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and target
@@ -67,10 +67,22 @@ def fit(run: config.Run, *, checkpoint_seconds: float = 60.0) -> xr.Dataset:
         found = store.read(run.key) if store.complete(run.key) else None
         if found is not None:
             return found
+        if run.optim.devices > 1:
+            check(run)  # clearer here than from a process among several
+            source_state(run.init)  # trained before, not by each of them
+            parallel.launch(run, checkpoint_seconds)
+            return store.read_zarr(store.run_folder(run.key) / "result.zarr")
         # One thread: two on shared cores are slower than one, and the sums depend on their number.
         torch.set_num_threads(1)
         with torch.random.fork_rng(), _logged(run):
             return _fit(run, checkpoint_seconds)
+
+
+def take_part(run: config.Run, checkpoint_seconds: float) -> None:
+    """Be one of the processes of a run on several devices; torchrun starts them."""
+    torch.set_num_threads(1)
+    with parallel.group(), _logged(run) if parallel.first() else nullcontext():
+        _fit(run, checkpoint_seconds)
 
 
 def network(run: config.Run, *, trained: bool) -> nn.Module:
@@ -138,13 +150,14 @@ def _fit(run: config.Run, checkpoint_seconds: float) -> xr.Dataset:
         log.warning("failed: %s", error)
         return _keep(run, progress, xr.Dataset(), "failed", reason=str(error))
     net.load_state_dict(progress.best)
-    store.save_weights(run.key, progress.best, save_file)
+    if parallel.first():
+        store.save_weights(run.key, progress.best, save_file)
     return _keep(run, progress, _test(net, images, run.optim.precision), "done")
 
 
 def prepare(net: nn.Module, optim: config.Optim) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A network where and how it trains fastest, and its optimizer; what is frozen has none."""
-    net = net.to(device()).to(memory_format=torch.channels_last)
+    net = parallel.over_whole_batches(net.to(device()).to(memory_format=torch.channels_last))
     flat = [_flat(parameter) for parameter in net.parameters() if parameter.requires_grad]
     if optim.optimizer == "adam":
         return net, torch.optim.Adam(flat, weight_decay=optim.weight_decay, fused=True)
@@ -210,9 +223,11 @@ def update(
     precision: str,
 ) -> Tensor:
     """One step on a batch of images (N, 3, H, W) uint8; the loss before it, left on the device."""
+    pixels, target = parallel.share(augment(pixels)), parallel.share(target)
     with autocast(precision):
-        loss = loss_of(net(models.normalise(augment(pixels))), target)
+        loss = parallel.weighted(loss_of(net(models.normalise(pixels)), target), target)
     loss.backward()
+    parallel.average_gradients(p for group in adam.param_groups for p in group["params"])
     adam.step()
     adam.zero_grad(set_to_none=True)  # the network's own are gone already: see _flat
     return loss.detach()
@@ -222,7 +237,7 @@ def _evaluate(
     run: config.Run, net: nn.Module, valid: xr.Dataset, losses: Tensor, progress: Progress
 ) -> None:
     """Add a point to the curve and keep the weights if it is the best; raises NotFinite."""
-    loss = float(losses.mean())
+    loss = float(parallel.total(losses.mean())) / parallel.size()
     if not math.isfinite(loss):
         lr = learning_rate(run.optim, progress.step - 1)
         raise NotFinite(f"loss {loss} by step {progress.step} at learning rate {lr:.3g}")
@@ -247,9 +262,9 @@ def scores(net: nn.Module, images: xr.Dataset, precision: str) -> np.ndarray:
     was_training = net.training
     net.eval()
     with torch.no_grad(), autocast(precision):
-        parts = [net(models.normalise(batch)).float() for batch in batches(images)]
+        parts = [net(models.normalise(parallel.share(b))).float() for b in batches(images)]
     net.train(was_training)
-    logits = torch.cat(parts)
+    logits = torch.cat([parallel.gather(part) for part in parts])
     return (logits.sigmoid() if multi else logits.softmax(1)).cpu().numpy()
 
 
@@ -355,9 +370,11 @@ def _keep(
     )
     attrs |= {"device": device_name(), "best_step": progress.best_step}
     result = curve.merge(tested).assign_attrs(attrs)
-    kept = store.finish(run, result, status=status, seconds=progress.seconds)
-    _checkpoint(run).unlink(missing_ok=True)
-    return kept
+    if parallel.first():
+        result = store.finish(run, result, status=status, seconds=progress.seconds)
+        _checkpoint(run).unlink(missing_ok=True)
+    parallel.wait()
+    return result
 
 
 def device_name() -> str:
@@ -369,6 +386,8 @@ def _checkpoint(run: config.Run) -> Path:
 
 
 def _save(run: config.Run, net: nn.Module, adam: torch.optim.Optimizer, progress: Progress) -> None:
+    if not parallel.first():
+        return
     state = {"net": net.state_dict(), "adam": adam.state_dict(), "progress": vars(progress)}
     with store.atomic(_checkpoint(run)) as temporary:
         torch.save(state, temporary)

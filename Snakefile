@@ -1,0 +1,62 @@
+# Groups of runs -> chapters of the book, from a laptop to a cluster (book/guide/cluster.md).
+# `transfusion run` calls this; so can you: snakemake --profile params/profiles/local -n
+import sys
+
+from transfusion import render, schedule, store, studies
+
+schedule.one_thread()
+STUDY = config.get("study", "quick")
+DONE = f"{store.root()}/groups/{{study}}/{{group}}.json"
+PAGE = f"{render.BUILD}/executed/{{study}}/{{chapter}}.ipynb"
+COMMAND = f"{sys.executable} -m transfusion"
+
+
+workdir: store.root()
+
+
+localrules:
+    all,
+
+
+wildcard_constraints:
+    study="[^/]+",
+    group="[^/]+",
+    chapter="[^/]+",
+
+
+rule all:
+    input:
+        expand(PAGE, study=STUDY, chapter=studies.chapters(STUDY)),
+
+
+# Nothing but the small done-file is declared: Snakemake deletes what is before it tries again.
+rule group:
+    input:
+        lambda w: expand(DONE, study=w.study, group=studies.groups(w.study)[w.group].needs),
+    output:
+        DONE,
+    params:
+        members=lambda w: [spec.key for spec in studies.groups(w.study)[w.group].specs],
+    log:
+        DONE.replace(".json", ".log"),
+    resources:
+        gpu=lambda w: studies.groups(w.study)[w.group].devices,
+        runtime=lambda w: studies.minutes(w.study, w.group),
+    shell:
+        "{COMMAND} group {wildcards.study} {wildcards.group} > {log} 2>&1"
+
+
+rule chapter:
+    input:
+        notebook=f"{render.BOOK}/{{chapter}}.ipynb",
+        parameters=lambda w: studies.files(w.study, w.chapter),
+        groups=lambda w: expand(DONE, study=w.study, group=studies.groups_of(w.study, w.chapter)),
+        shown=lambda w: expand(PAGE, study=w.study, chapter=render.shown_by(w.study, w.chapter)),
+    output:
+        PAGE,
+    log:
+        PAGE.replace(".ipynb", ".log"),
+    resources:
+        runtime=30,
+    shell:
+        "{COMMAND} chapter {wildcards.study} {wildcards.chapter} > {log} 2>&1"

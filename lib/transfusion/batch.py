@@ -1,0 +1,208 @@
+"""`transfusion run`: Snakemake behind one command, safe to kill and to start again."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import pandas as pd
+from tqdm import tqdm
+
+from transfusion import config, render, schedule, store, studies
+
+PROFILES = store.HOME / "params" / "profiles"
+START = 1e12  # floating-point operations that a job counts as at least: five seconds of a core
+ENDED = ("done", "failed")  # a run that failed by itself (no finite loss) has ended, too
+OUTCOMES = ("done", "up to date", "failed", "not begun")
+BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left"
+LINES = 15.0  # seconds between two lines of progress where there is no terminal
+
+
+class Job(NamedTuple):
+    """A file that Snakemake makes, with its log."""
+
+    kind: str  # group or chapter
+    name: str
+    file: Path
+
+    @property
+    def log(self) -> Path:
+        return self.file.with_suffix(".log")
+
+
+def run(
+    study: str,
+    only: list[str] | None = None,
+    *,
+    jobs: int | None = None,
+    profile: str = "local",
+    collected: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Compute what a study misses and render its chapters; what is up to date is left alone.
+
+    With `collected`, chapters whose results are not all there are left out instead. A second call
+    for the same study and cache waits for the first. Raises ValueError for whatever cannot run
+    before anything is computed, schedule.Failed after doing all else if something failed.
+    """
+    config.one_of(study, studies.studies(), "study")
+    chapters = only or studies.chapters(study)
+    for chapter in chapters:
+        render.checked_parameters(study, chapter)
+    if collected:
+        chapters = [c for c in chapters if studies.is_collected(study, c)]
+    store.require_writable()
+    with _alone(study) as lock:
+        wanted = _wanted(study, chapters)
+        _remove_stale(study, wanted)
+        todo = [job for job in wanted if not job.file.exists()]
+        if dry_run:
+            _snakemake(study, wanted, jobs, profile, None, lock, "--dry-run").wait()
+            return
+        begun, code = time.time(), 0
+        if todo:
+            schedule.check(_missing(study, todo))
+            with _log(study).open("a") as log:
+                process = _snakemake(study, wanted, jobs, profile, log, lock)
+                code = _watch(study, process, todo)
+    _report(study, wanted, todo, begun, code)
+
+
+def _wanted(study: str, chapters: list[str]) -> list[Job]:
+    """The pages, and before them all groups that they need."""
+    names = list(dict.fromkeys(g for c in chapters for g in studies.groups_of(study, c)))
+    groups = [Job("group", name, studies.done_file(study, name)) for name in names]
+    return groups + [Job("chapter", c, render.executed(study, c)) for c in chapters]
+
+
+def _remove_stale(study: str, wanted: list[Job]) -> None:
+    """Files that are not what they should be: Snakemake sees no more than whether they exist."""
+    fresh = {"group": studies.is_done, "chapter": render.is_fresh}
+    for job in wanted:
+        if not fresh[job.kind](study, job.name):
+            job.file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(study: str) -> Iterator[int]:
+    """Hold a study in this cache; yields the lock's file descriptor.
+
+    Snakemake inherits it, and the kernel frees it with the last process that has it: whoever gets
+    it knows that nobody is at work, even after a kill -9, and may release what that left locked.
+    """
+    path = _log(study).with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another `transfusion run {study}` is at work: waiting", file=sys.stderr)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _snakemake(
+    study: str,
+    wanted: list[Job],
+    jobs: int | None,
+    profile: str,
+    output: IO[str] | None,
+    lock: int,
+    *options: str,
+) -> subprocess.Popen:
+    folder = PROFILES / config.one_of(profile, [p.name for p in PROFILES.iterdir()], "profile")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(store.HOME / "Snakefile")]
+    command += ["--profile", str(folder), "--nolock", *options]
+    if profile == "local":
+        cores = jobs or os.cpu_count() or 1
+        command += ["--cores", str(cores), "--resources", f"gpu={schedule.gpus() or cores}"]
+    elif jobs:
+        command += ["--jobs", str(jobs)]
+    command += ["--config", f"study={study}", "--", *(str(job.file) for job in wanted)]
+    return subprocess.Popen(command, stdout=output, stderr=output, pass_fds=[lock])
+
+
+def _watch(study: str, process: subprocess.Popen, todo: list[Job]) -> int:
+    """Show how much is done, by what runs and jobs cost, until Snakemake ends; its exit code."""
+    runs = {spec.key: schedule.cost(spec) for spec in _missing(study, todo)}
+    files = [job.file for job in todo]
+    pages = [job.file for job in todo if job.kind == "chapter"]
+    ahead, start, said = dict(runs), time.monotonic(), 0.0
+    total = sum(runs.values()) + START * len(files)
+    with tqdm(total=total, bar_format=BAR, disable=None) as bar:
+        while process.poll() is None:
+            time.sleep(1)
+            ahead = {key: cost for key, cost in ahead.items() if store.state(key) not in ENDED}
+            left = sum(ahead.values()) + START * sum(not file.exists() for file in files)
+            ended = f"{len(runs) - len(ahead)} of {len(runs)} runs"
+            there = sum(page.exists() for page in pages)
+            words = f"{study}: {ended}, {there} of {len(pages)} pages"
+            bar.n, bar.desc = bar.total - left, words
+            bar.refresh()
+            if bar.disable and time.monotonic() - said > LINES:
+                said = time.monotonic()
+                print(f"{words}, {_time_left(said - start, left / bar.total)}", file=sys.stderr)
+    return process.returncode
+
+
+def _time_left(seconds: float, left: float) -> str:
+    """From what was done in so many seconds and the share that is left."""
+    if left > 0.99:
+        return "time left not known yet"
+    return f"about {seconds * left / (1 - left) / 60:.1f} min left"
+
+
+def _missing(study: str, todo: list[Job]) -> list[config.Spec]:
+    groups = [studies.groups(study)[job.name] for job in todo if job.kind == "group"]
+    return [s for g in groups for s in g.specs if store.state(s.key) not in ENDED]
+
+
+def _report(study: str, wanted: list[Job], todo: list[Job], begun: float, code: int) -> None:
+    """Print what was done, left alone and failed; raises Failed unless all is there."""
+    states = {job: _state(job, todo, begun) for job in wanted}
+    rows = {}
+    for kind in ("group", "chapter"):
+        of_kind = [state for job, state in states.items() if job.kind == kind]
+        rows[f"{kind}s"] = {state: of_kind.count(state) for state in OUTCOMES}
+    print(pd.DataFrame.from_dict(rows, orient="index", columns=list(OUTCOMES)).to_string())
+    failed = [job for job, state in states.items() if state == "failed"]
+    for job in failed:
+        print(f"{job.kind} {job.name}: {_last_words(job.log)} (log: {job.log})", file=sys.stderr)
+    if code or set(states.values()) & {"failed", "not begun"}:
+        lost = sum(state in ("failed", "not begun") for state in states.values())
+        raise schedule.Failed(
+            f"{lost} of {len(wanted)} groups and chapters of {study} are not there; "
+            f"what is done is kept, and the same command goes on (log: {_log(study)})"
+        )
+
+
+def _state(job: Job, todo: list[Job], begun: float) -> str:
+    if job not in todo:
+        return "up to date"
+    if job.file.exists():
+        return "done"
+    tried = job.log.exists() and job.log.stat().st_mtime >= begun
+    return "failed" if tried else "not begun"
+
+
+def _last_words(log: Path) -> str:
+    """The error that a job ended with; one that was killed leaves none."""
+    errors = re.findall(
+        r"^transfusion: (.*(?:\n  .*)*)\s*\Z", log.read_text(errors="replace"), re.M
+    )
+    return errors[0] if errors else "its process was killed (out of memory?)"
+
+
+def _log(study: str) -> Path:
+    return store.root() / "groups" / f"{study}.log"

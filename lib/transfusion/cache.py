@@ -1,0 +1,92 @@
+"""Care for data_cache: what lies there, whether it is whole, and what no study needs any more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from transfusion import store, studies
+
+
+def ls() -> pd.DataFrame:
+    """Every result by key: kind, model, init, state, MB, hours, and the studies that need it."""
+    needed = _needed()
+    rows = {}
+    for folder in _folders():
+        fields = _fields(folder)
+        rows[folder.name] = {
+            "kind": fields.get("kind", "?"),
+            "model": fields.get("model", ""),
+            "init": fields.get("init", {}).get("name", ""),
+            "state": store.state(folder.name),
+            "MB": store.size(folder.name) / 1e6,
+            "hours": store.seconds(folder.name) / 3600,
+            "needed by": ", ".join(needed.get(folder.name, [])),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("key")
+
+
+def _needed() -> dict[str, list[str]]:
+    """Keys that a study has in a group, collected or not, and which studies."""
+    needed: dict[str, list[str]] = {}
+    for study in studies.studies():
+        for group in studies.groups(study).values():
+            for spec in group.specs:
+                needed.setdefault(spec.key, []).append(study)
+    return needed
+
+
+def _folders() -> list[Path]:
+    return sorted(path for path in (store.root() / "runs").glob("*") if path.is_dir())
+
+
+def _fields(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "spec.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def verify() -> pd.Series:
+    """Read and hash again all that is kept; what is not whole, and what is wrong with it."""
+    found = dict(_damaged())
+    return pd.Series(found, dtype=object, name="damage").rename_axis("where")
+
+
+def _damaged() -> Iterator[tuple[str, str]]:
+    root = store.root()
+    ended = [f for f in _folders() if store.state(f.name) in ("done", "failed")]
+    checks: list[tuple[Path, Callable]] = [(f, partial(store.verify, f.name)) for f in ended]
+    for path in sorted([*root.glob("results/*/*.zarr"), *root.glob("datasets/*/*.zarr")]):
+        checks.append((path, partial(store.read_zarr, path)))
+    for path in sorted(root.glob("results/*/manifest.csv")):
+        checks.append((path, partial(store.verify_manifest, path.parent.name)))
+    for path in sorted(root.glob("weights/*.safetensors")):
+        checks.append((path, partial(store.verify_weights, path)))
+    for path, check in tqdm(checks, "verified", disable=None):
+        try:
+            check()
+        except (ValueError, OSError) as error:
+            yield str(path.relative_to(root)), str(error)
+
+
+def superfluous() -> list[str]:
+    """Keys of what no study needs and nobody works on."""
+    needed = _needed()
+    states = {f.name: store.state(f.name) for f in _folders() if f.name not in needed}
+    return [key for key, state in states.items() if state != "running"]
+
+
+def prune(keys: list[str]) -> int:
+    """Remove results; returns the bytes set free. One that is at work is left alone."""
+    freed = 0
+    for key in keys:
+        if store.state(key) != "running":
+            freed += store.size(key)
+            store.discard(store.run_folder(key))
+    return freed

@@ -1,0 +1,149 @@
+"""One run on several devices: every process has the network and a share of each batch.
+
+Gradients, batch-norm statistics and evaluation scores are those of the whole batch, so N processes
+train what one would with the same batch, up to the order of sums. All functions do the plain thing
+in a single process. Processes are started by torchrun (`launch`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from transfusion import config
+
+
+class Broken(RuntimeError):
+    """One of the processes ended before its run did; what was saved is kept."""
+
+
+def launch(run: config.Run, checkpoint_seconds: float) -> None:
+    """Train a run in as many processes as it has devices; raises Broken if one of them dies."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(run.optim.devices), "-m", "transfusion", "share"]
+    command += [json.dumps(config.dump(run)), str(checkpoint_seconds)]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if ended.returncode:
+        told = [line for line in ended.stderr.splitlines() if "Error" in line]
+        raise Broken("; ".join(told[:1]) or f"torchrun ended with {ended.returncode}")
+
+
+@contextlib.contextmanager
+def group() -> Iterator[None]:
+    """Join the processes that torchrun has started."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def first() -> bool:
+    """Whether this process writes: one of them all."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def share(batch: Tensor) -> Tensor:
+    """This process's part of a batch, (N, ...): whole rows, parts as equal as can be."""
+    return batch.tensor_split(size())[dist.get_rank()] if dist.is_initialized() else batch
+
+
+def weighted(loss: Tensor, labels: Tensor) -> Tensor:
+    """A mean over this process's known labels, such that its mean over processes is that over all.
+
+    Negative labels are unknown ones.
+    """
+    if not dist.is_initialized():
+        return loss
+    known = (labels >= 0).sum().to(loss.dtype)
+    return loss * known * size() / total(known.clone())
+
+
+def total(value: Tensor) -> Tensor:
+    """Sum over processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(value)
+    return value
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """In place, in one message for all parameters."""
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = total(torch.cat([gradient.flatten() for gradient in gradients])) / size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def gather(part: Tensor) -> Tensor:
+    """The parts of all processes, one after the other."""
+    if not dist.is_initialized():
+        return part
+    parts: list[Tensor] = [part] * size()
+    dist.all_gather_object(parts, part.cpu())
+    return torch.cat([each.to(part.device) for each in parts])
+
+
+class _Total(torch.autograd.Function):
+    """`total` that can be differentiated: the gradient of a sum is the sum of gradients."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        return total(value.clone())
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return total(gradient.clone())
+
+
+class GlobalBatchNorm(nn.BatchNorm2d):
+    """Batch norm of the whole batch, in training; torch's own SyncBatchNorm needs a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        exact = x if x.dtype == torch.float64 else x.float()
+        count = total(torch.tensor(float(x.numel() // x.shape[1]), device=x.device))
+        mean = _Total.apply(exact.sum((0, 2, 3))) / count
+        centred = exact - mean[:, None, None]
+        variance = _Total.apply(centred.square().sum((0, 2, 3))) / count
+        self._keep(mean.detach(), variance.detach() * count / (count - 1))
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _keep(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        self.running_mean.lerp_(mean, self.momentum or 0.0)
+        self.running_var.lerp_(variance, self.momentum or 0.0)
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+
+
+def over_whole_batches(net: nn.Module) -> nn.Module:
+    """The network, its batch norm that of whole batches where there are several processes."""
+    for module in net.modules():
+        if size() > 1 and type(module) is nn.BatchNorm2d:
+            module.__class__ = GlobalBatchNorm
+    return net

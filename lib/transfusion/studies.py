@@ -1,0 +1,233 @@
+"""A study: its parameter files, the groups that its runs are computed in, what is done and to come.
+
+No torch is imported here: a batch job reads this again before it starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from transfusion import config, experiments, schedule, store
+from transfusion.config import Spec
+from transfusion.experiments import CHAPTERS, WITHOUT_RUNS
+
+# Operations a second that `plan` reckons with: a core, measured with bfloat16 (float32 alone and
+# older processors do less), and a GPU, assumed, not measured.
+CORE, GPU = 2e11, 5e13
+LONG = 2e8  # pixels that a training sees: ten minutes of a core for ResNet-50, one for CBR-Tiny
+
+
+# --- parameter files -------------------------------------------------------------------------
+
+
+def studies() -> list[str]:
+    return sorted(path.parent.name for path in (store.HOME / "params").glob("*/common.yml"))
+
+
+def files(study: str, chapter: str) -> list[Path]:
+    """The parameter files of a chapter, in the order in which papermill would join them.
+
+    Raises ValueError for an unknown study, chapter or a study without that file.
+    """
+    config.one_of(study, studies(), "study")
+    config.one_of(chapter, [*CHAPTERS, *WITHOUT_RUNS], "chapter")
+    folder = store.HOME / "params" / study
+    if not (folder / f"{chapter}.yml").exists():
+        raise ValueError(
+            f"study {study!r} has no {chapter}.yml; it has {', '.join(chapters(study))}"
+        )
+    common = [] if chapter in WITHOUT_RUNS else [folder / "common.yml"]
+    return [*common, folder / f"{chapter}.yml"]
+
+
+def parameters(study: str, chapter: str) -> dict:
+    """What the parameter files of a chapter say; raises ValueError as `files` does."""
+    values: dict = {}
+    for path in files(study, chapter):
+        values |= config.read_yaml(path)
+    if values.get("study") != study:
+        raise ValueError(f"params/{study} says study: {values.get('study')!r}, expected {study!r}")
+    return values
+
+
+def chapters(study: str) -> list[str]:
+    """The chapters that a study has parameters for, in the order of the book."""
+    folder = store.HOME / "params" / study
+    return [c for c in (*CHAPTERS, *WITHOUT_RUNS) if (folder / f"{c}.yml").exists()]
+
+
+def specs(study: str, chapter: str) -> list[Spec]:
+    """The runs, or comparisons of them, that a chapter of a study shows."""
+    return experiments.runs(chapter, **parameters(study, chapter))
+
+
+def is_collected(study: str, chapter: str) -> bool:
+    """Whether a chapter can be rendered without any run."""
+    return experiments.is_collected(study, chapter, specs(study, chapter))
+
+
+# --- groups ----------------------------------------------------------------------------------
+
+
+class Group(NamedTuple):
+    """What one job computes, in one process: short runs, or comparisons, that the same chapters
+    need, or one long run."""
+
+    specs: tuple[Spec, ...]
+    needs: tuple[str, ...]  # other groups
+    devices: int  # that each training shares
+
+
+@cache
+def groups(study: str) -> dict[str, Group]:
+    """All groups of a study by name, whatever is done already.
+
+    A chapter's runs fill whole groups, so that asking for one chapter computes nothing else. A
+    name says nothing of the members, so one seed more leaves it as it is.
+    """
+    wanted: dict[str, tuple[Spec, list[str]]] = {}
+    for chapter in chapters(study):
+        for spec in everything(specs(study, chapter)):
+            wanted.setdefault(spec.key, (spec, []))[1].append(chapter)
+    members: dict[str, list[Spec]] = {}
+    for spec, shown in wanted.values():
+        members.setdefault(_group_name(spec, shown), []).append(spec)
+    place = {spec.key: name for name, within in members.items() for spec in within}
+    return {name: _group(name, within, place) for name, within in members.items()}
+
+
+def everything(specs: Iterable[Spec]) -> Iterable[Spec]:
+    """Specs and all runs that they need, each once, in the order of need."""
+    found: dict[str, Spec] = {}
+    for spec in specs:
+        found |= {n.key: n for n in schedule.needs(spec) if not isinstance(n, config.Data)}
+        found[spec.key] = spec
+    return found.values()
+
+
+def _group_name(spec: Spec, shown: list[str]) -> str:
+    """`performance-1a2b3c`: the first chapter, and the kind and all chapters or the run's key."""
+    if isinstance(spec, config.Run) and _is_long(spec):
+        return f"{shown[0]}-{spec.key}"
+    what = [type(spec).__name__, sorted(set(shown))]
+    return f"{shown[0]}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:6]}"
+
+
+def _is_long(run: config.Run) -> bool:
+    """By the pixels that it sees: operations would take torch, at every start of a job."""
+    pixels = run.optim.steps * run.optim.batch * run.data.size**2
+    return pixels > LONG or run.optim.devices > 1
+
+
+def _group(name: str, members: list[Spec], place: dict[str, str]) -> Group:
+    needed = {place[need.key] for need in everything(members)} - {name}
+    devices = [spec.optim.devices for spec in members if isinstance(spec, config.Run)]
+    return Group(tuple(members), tuple(sorted(needed)), max(devices, default=1))
+
+
+def groups_of(study: str, chapter: str) -> list[str]:
+    """The groups that a chapter needs, none where its results are collected already."""
+    if is_collected(study, chapter):
+        return []
+    needed = {spec.key for spec in everything(specs(study, chapter))}
+    return [n for n, group in groups(study).items() if needed & {s.key for s in group.specs}]
+
+
+def minutes(study: str, group: str) -> int:
+    """How long a batch job for a group may take: three times as long as one core would, an hour at
+    least. On a GPU that is ample."""
+    operations = sum(map(schedule.cost, groups(study)[group].specs))
+    return max(60, round(3 * operations / CORE / 60))
+
+
+def done_file(study: str, group: str) -> Path:
+    """Written last, when all runs of a group have ended; a run that failed by itself has, too."""
+    return store.root() / "groups" / study / f"{group}.json"
+
+
+def compute(study: str, name: str) -> None:
+    """Compute what a group misses, in this process, and write its done-file.
+
+    Raises ValueError for an unknown group or what cannot run, schedule.Failed after finishing the
+    rest if some of it broke down, OSError at once if nothing can be written.
+    """
+    group = groups(study)[config.one_of(name, groups(study), "group")]
+    schedule.lease_gpus(group.devices)
+    schedule.compute_here(group.specs)
+    store.write_json(done_file(study, name), {"results": _results(group)})
+
+
+def _results(group: Group) -> dict[str, str]:
+    """What a done-file vouches for: the checksum of what stands in each result's own done.json."""
+    return {spec.key: store.fingerprint(spec.key) for spec in group.specs}
+
+
+def is_done(study: str, name: str) -> bool:
+    """Whether a group's done-file is there and its results still are what it vouches for."""
+    try:
+        kept = json.loads(done_file(study, name).read_text())["results"]
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return kept == _results(groups(study)[name])
+
+
+# --- what is done, and what is to come -------------------------------------------------------
+
+
+def status(study: str) -> pd.DataFrame:
+    """By chapter: runs and comparisons by state (`stale`: made by another version), whether its
+    results are collected, MB on disk, core-hours spent on what is there and to come (reckoned).
+
+    A run counts where a chapter shows it or needs it; `all` counts each once.
+    """
+    rows = {c: _state(everything(specs(study, c))) for c in chapters(study)}
+    rows["all"] = _state(everything(s for c in chapters(study) for s in specs(study, c)))
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("chapter")
+    collected = {c: "yes" if is_collected(study, c) else "no" for c in chapters(study)}
+    table.insert(0, "collected", [collected.get(c, "") for c in rows])
+    return table
+
+
+def _state(specs: Iterable[Spec]) -> dict[str, float]:
+    states = {spec.key: store.state(spec.key) for spec in specs}
+    counts = {name: 0 for name in store.STATES} | pd.Series(states).value_counts().to_dict()
+    seconds = sum(store.seconds(key) for key, state in states.items() if state != "missing")
+    ahead = [s for s in specs if states[s.key] not in ("done", "failed")]
+    return {
+        **counts,
+        "MB": sum(store.size(key) for key in states) / 1e6,
+        "hours": seconds / 3600,
+        "to come": sum(map(schedule.cost, ahead)) / CORE / 3600,
+    }
+
+
+def plan(study: str, *, core: float = CORE, gpu: float = GPU) -> pd.DataFrame:
+    """What a study asks for, before it is begun: by chapter the runs that no earlier one has, their
+    groups, and hours, of one core or one GPU at an assumed number of floating-point operations a
+    second; the last row is the sum. Raises ValueError for unknown parameters."""
+    place = {spec.key: name for name, group in groups(study).items() for spec in group.specs}
+    counted: set[str] = set()
+    rows = {}
+    for chapter in chapters(study):
+        new = [s for s in everything(specs(study, chapter)) if s.key not in counted]
+        counted |= {spec.key for spec in new}
+        left = [spec for spec in new if store.state(spec.key) not in ("done", "failed")]
+        operations, remaining = (sum(map(schedule.cost, some)) for some in (new, left))
+        runs = sum(isinstance(spec, config.Run) for spec in new)
+        rows[chapter] = {
+            "runs": runs,
+            "comparisons": len(new) - runs,
+            "groups": len({place[spec.key] for spec in new}),
+            "core-hours": operations / core / 3600,
+            "of these missing": remaining / core / 3600,
+            "GPU-hours": operations / gpu / 3600,
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("chapter")
+    return pd.concat([table, table.sum().to_frame("all").T.astype(table.dtypes)])

@@ -1,0 +1,269 @@
+"""Studies that are killed, starved, corrupted and run several times at once."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import numpy as np
+import psutil
+import pytest
+from transfusion import config, store, studies
+
+from .conftest import KNOBS, ROOT
+
+STUDY = {**KNOBS, "study": "tiny", "own_inits": {}, "tuned": {}, "optimizer": "adam", "devices": 1}
+STUDY |= {"source_image_size": None, "models": ["cbr_tiny"], "inits": ["random"], "seeds": 3}
+
+
+class Place:
+    """A cache and a build of its own, for the project as it is."""
+
+    project = ROOT
+
+    def __init__(self, folder):
+        self.cache, self.build = folder / "cache", folder / "build"
+        self.environment = {
+            **os.environ,
+            "TRANSFUSION_CACHE": str(self.cache),
+            "TRANSFUSION_BUILD": str(self.build),
+        }
+
+    def start(self, *arguments):
+        return subprocess.Popen(
+            [sys.executable, "-m", "transfusion", *arguments],
+            cwd=self.project,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def call(self, *arguments):
+        process = self.start(*arguments)
+        process.out, process.err = process.communicate()
+        return process
+
+    def page(self, study, chapter):
+        return self.build / f"_build/executed/{study}/{chapter}.ipynb"
+
+    def done_files(self):
+        return sorted(self.cache.glob("groups/*/*.json"))
+
+    def finished(self):
+        """What vouches for each finished run: its checksums, and the time that it took."""
+        return {f.parent.name: f.read_text() for f in self.cache.glob("runs/*/done.json")}
+
+    def values(self):
+        """Checksums of all results, collected ones included, but for what they cost."""
+        found = [*self.cache.glob("runs/*/result.zarr"), *self.cache.glob("results/*/*.zarr")]
+        results = {p.relative_to(self.cache): store.read_zarr(p) for p in found}
+        return {
+            path: store.checksum(result.drop_vars("seconds", errors="ignore"))
+            for path, result in results.items()
+        }
+
+
+class Checkout(Place):
+    """A copy of the project with one small study, `tiny`."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.project = folder / "project"
+        ignored = shutil.ignore_patterns("_build", "__pycache__")
+        for name in ("lib", "book", "params"):
+            shutil.copytree(ROOT / name, self.project / name, ignore=ignored)
+        shutil.copy(ROOT / "Snakefile", self.project)
+        self.environment["PYTHONPATH"] = str(self.project / "lib")
+        self.write("performance")
+
+    def write(self, chapter, common=None, **own):
+        folder = self.project / "params" / "tiny"
+        folder.mkdir(exist_ok=True)
+        (folder / "common.yml").write_text(json.dumps(STUDY | (common or {})))
+        (folder / f"{chapter}.yml").write_text(json.dumps({"study": "tiny", **own}))
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return Checkout(tmp_path)
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_notebook_that_breaks_stops_only_what_needs_it(checkout):
+    """A notebook that fails and one that is whole; then the cause is removed."""
+    notebook = checkout.project / "book/weight_scaling.ipynb"
+    whole = notebook.read_text()
+    broken = nbformat.reads(whole, as_version=4)
+    broken.cells[-1].source = "import os; os._exit(9)"
+    broken.cells[-1].cell_type = "code"
+    checkout.write("weight_scaling", inits=["random", "mean_var"])
+    notebook.write_text(nbformat.writes(broken))
+    ended = checkout.call("run", "tiny")
+    assert ended.returncode == 1
+    assert "weight_scaling" in ended.err and "kernel" in ended.err and ".log" in ended.err
+    assert (
+        checkout.page("tiny", "performance").exists()
+        and not checkout.page("tiny", "weight_scaling").exists()
+    )
+    assert "1 of" in ended.err
+    before = checkout.values()
+    notebook.write_text(whole)
+    again = checkout.call("run", "tiny")
+    assert again.returncode == 0, again.err
+    assert checkout.page("tiny", "weight_scaling").exists() and checkout.values() == before
+
+
+def test_a_second_call_waits_for_the_first_and_does_nothing_twice(checkout):
+    calls = [checkout.start("run", "tiny") for _ in range(2)]
+    ended = [(*call.communicate(), call.returncode) for call in calls]
+    assert [code for *_, code in ended] == [0, 0], ended
+    assert sum("is at work: waiting" in err for _, err, _ in ended) == 1
+    logs = [log.read_text() for log in checkout.cache.glob("runs/*/log.txt")]
+    ends = [log.count(f"step {STUDY['steps']} of") for log in logs]
+    assert ends == [1] * STUDY["seeds"], "each was trained once"
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_changes_no_bit(tmp_path):
+    """The smoke study, killed at 20 moments and begun again, against one that was left in peace."""
+    undisturbed, killed = Place(tmp_path / "undisturbed"), Place(tmp_path / "killed")
+    assert undisturbed.call("run", "smoke").returncode == 0
+    rng = np.random.default_rng(0)
+    print("\nkilled after [s]  runs finished  of these lost or computed again")
+    for _ in range(20):
+        before, moment = killed.finished(), float(rng.uniform(2, 25))
+        process = killed.start("run", "smoke")
+        try:
+            process.communicate(timeout=moment)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        after = killed.finished()
+        changed = [key for key, done in before.items() if after.get(key) != done]
+        print(f"{moment:16.1f}{len(after):15d}{len(changed):32d}")
+        assert not changed
+    last = killed.call("run", "smoke")
+    assert last.returncode == 0, last.err
+    assert killed.values() == undisturbed.values()
+
+
+@pytest.mark.slow
+def test_eight_at_once_do_no_run_twice(tmp_path):
+    smoke = Place(tmp_path)
+    calls = [smoke.start("run", "smoke") for _ in range(8)]
+    ended = [(*call.communicate(), call.returncode) for call in calls]
+    assert [code for *_, code in ended] == [0] * 8, ended
+    print("\n" + ended[0][0], *(err.splitlines()[0] for _, err, _ in ended), sep="\n")
+    specs = {s.key: s for g in studies.groups("smoke").values() for s in g.specs}
+    assert smoke.finished().keys() == specs.keys()
+    for key, spec in specs.items():
+        if isinstance(spec, config.Run):
+            log = (smoke.cache / f"runs/{key}/log.txt").read_text()
+            assert log.count(f"step {spec.optim.steps} of") == 1, "trained once"
+
+
+def kill_group(checkout, chapter):
+    """Whether a process that computes a chapter's group in this cache was there to be killed."""
+    for worker in psutil.process_iter(["cmdline", "cwd"]):
+        command = worker.info["cmdline"] or []
+        ours = worker.info["cwd"] == str(checkout.cache)  # Snakemake works there
+        if ours and command[1:4] == ["-m", "transfusion", "group"] and chapter in command[-1]:
+            worker.send_signal(signal.SIGKILL)
+            return True
+    return False
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_only_its_group(checkout):
+    checkout.write("weight_scaling", inits=["mean_var"], steps=400)
+    process = checkout.start("run", "tiny")
+    wait_for(lambda: kill_group(checkout, "weight_scaling"))
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert re.search("group weight_scaling-.*: its process was killed", err), err
+    assert checkout.page("tiny", "performance").exists()
+
+
+def in_little_memory(checkout, command, megabytes):
+    limited = f"ulimit -v {1000 * megabytes}; exec {sys.executable} -m transfusion {command}"
+    return subprocess.run(
+        ["bash", "-c", limited],
+        cwd=checkout.project,
+        env=checkout.environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_too_little_memory_costs_only_the_runs_that_need_more(checkout):
+    large = {"models": ["cbr_tiny", "resnet50"], "seeds": 1, "batch": 256, "image_size": 128}
+    checkout.write("performance", {**large, "train_size": 256, "evaluations": 1, "steps": 1})
+    said = in_little_memory(checkout, "run tiny --dry-run", 20_000)
+    (name,) = re.findall(r"group=(performance-\w+)", said.stdout + said.stderr)[:1]
+    ended = in_little_memory(checkout, f"group tiny {name}", 9_000)
+    assert ended.returncode == 1 and "1 of 3 could not be computed" in ended.stderr, ended.stderr
+    assert "memory" in ended.stderr and "log.txt" in ended.stderr
+    assert len(checkout.finished()) == 1
+
+
+@pytest.mark.slow
+def test_a_corrupted_result_is_computed_again_to_the_same_bits(checkout):
+    assert checkout.call("run", "tiny").returncode == 0
+    before, victim = checkout.values(), sorted(checkout.finished())[0]
+    chunk = next(checkout.cache.glob(f"runs/{victim}/result.zarr/*/c/0"))
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    shutil.rmtree(checkout.cache / "results/tiny")
+    found = checkout.call("cache", "verify")
+    assert found.returncode == 1 and victim in found.err
+    again = checkout.call("run", "tiny")
+    assert again.returncode == 0, again.err
+    assert checkout.values() == before and checkout.call("cache", "verify").returncode == 0
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_the_study_goes_on_when_there_is_space(checkout):
+    checkout.cache.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=80m", "none", str(checkout.cache)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a small disk here")
+    try:
+        filler = checkout.cache / "filler"
+        filler.write_bytes(b"0" * 78_000_000)
+        ended = checkout.call("run", "tiny")
+        assert ended.returncode == 1 and "No space left" in ended.err + "".join(
+            log.read_text() for log in checkout.cache.glob("groups/tiny/*.log")
+        )
+        filler.unlink()
+        assert checkout.call("cache", "verify").returncode == 0
+        again = checkout.call("run", "tiny")
+        assert again.returncode == 0, again.err
+    finally:
+        subprocess.run(["umount", str(checkout.cache)], check=True)
+
+
+def test_what_cannot_run_is_told_before_anything_starts(checkout):
+    checkout.write("performance", {"models": ["cbr_tini"]})
+    ended = checkout.call("run", "tiny")
+    assert ended.returncode == 1 and "Did you mean 'cbr_tiny'" in ended.err
+    assert not checkout.done_files() and not (checkout.cache / "runs").exists()
+
+
+def test_a_dry_run_tells_and_does_nothing(checkout):
+    ended = checkout.call("run", "tiny", "--dry-run")
+    assert ended.returncode == 0 and "performance" in ended.out + ended.err
+    assert not checkout.done_files() and not checkout.page("tiny", "performance").exists()

@@ -1,0 +1,81 @@
+import json
+
+import pytest
+from transfusion import cache, cli, experiments, schedule, store, studies
+
+from .conftest import KNOBS, collect
+
+
+@pytest.fixture
+def kept(cache_with_study):
+    """A study that was computed and collected."""
+    return cache_with_study
+
+
+@pytest.fixture
+def cache_with_study(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "HOME", tmp_path)
+    folder = tmp_path / "params" / "made_up"
+    folder.mkdir(parents=True)
+    (folder / "common.yml").write_text(json.dumps({**KNOBS, "seeds": 1}))
+    (folder / "performance.yml").write_text("{study: made_up}")
+    studies.groups.cache_clear()
+    collect("performance", **studies.parameters("made_up", "performance"))
+    yield cache
+    studies.groups.cache_clear()
+
+
+def test_what_is_kept_is_listed_with_who_needs_it(kept, tiny_run):
+    strange = tiny_run(steps=2, evaluations=1)
+    schedule.compute_here([strange])
+    table = cache.ls()
+    assert set(table["state"]) == {"done"} and (table["MB"] > 0).all()
+    assert table.loc[strange.key, "needed by"] == ""
+    assert set(table["needed by"].drop(strange.key)) == {"made_up"}
+    assert cache.superfluous() == [strange.key]
+
+
+def test_pruning_lists_first_and_removes_only_what_no_study_needs(kept, tiny_run, capsys):
+    strange = tiny_run(steps=2, evaluations=1)
+    schedule.compute_here([strange])
+    assert cli.main(["cache", "prune"]) == 0
+    assert strange.key in capsys.readouterr().out and store.complete(strange.key)
+    assert cli.main(["cache", "prune", "--yes"]) == 0
+    assert store.state(strange.key) == "missing"
+    assert cache.superfluous() == []
+    runs = experiments.runs("performance", **studies.parameters("made_up", "performance"))
+    assert schedule.missing(runs) == []
+
+
+def test_what_is_at_work_is_not_pruned(kept, tiny_run):
+    strange = tiny_run(steps=2, evaluations=1)
+    with store.lease(strange.key):
+        assert store.state(strange.key) == "running"
+        assert cache.superfluous() == []
+        cache.prune([strange.key])
+        assert store.run_folder(strange.key).exists()
+
+
+@pytest.mark.parametrize("victim", ["weights.safetensors", "result.zarr/zarr.json"])
+def test_a_changed_file_is_found(kept, victim):
+    assert cache.verify().empty
+    key = cache.ls().index[0]
+    path = store.run_folder(key) / victim
+    path.write_bytes(path.read_bytes()[:-1])
+    assert list(cache.verify().index) == [f"runs/{key}"]
+    assert cli.main(["cache", "verify"]) == 1
+
+
+def test_a_manifest_that_lies_is_found(kept):
+    path = store.root() / "results/made_up/manifest.csv"
+    assert cache.verify().empty
+    path.write_text(path.read_text().replace(cache.ls().index[0], "0" * 12))
+    assert list(cache.verify().index) == ["results/made_up/manifest.csv"]
+
+
+def test_collecting_again_leaves_no_line_of_a_chapter_that_is_gone(kept):
+    store.discard(store.results_path("made_up", "performance"))
+    experiments.collect("data", **{**KNOBS, "seeds": 1, "inits": ["random"]})
+    listed = (store.root() / "results/made_up/manifest.csv").read_text()
+    assert "performance" not in listed and "data" in listed
+    assert cache.verify().empty

@@ -1,0 +1,100 @@
+import json
+
+import pytest
+from transfusion import config, experiments, schedule, store, studies
+
+STUDIES = studies.studies()
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_groups_hold_each_run_once_and_chapters_fill_whole_groups(study):
+    groups = studies.groups(study)
+    keys = [spec.key for group in groups.values() for spec in group.specs]
+    assert len(set(keys)) == len(keys)
+    for chapter in studies.chapters(study):
+        needed = {spec.key for spec in studies.everything(studies.specs(study, chapter))}
+        for group in groups.values():
+            inside = {spec.key for spec in group.specs}
+            assert inside <= needed or not inside & needed, (chapter, group)
+        assert needed <= set(keys)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_groups_need_one_another_in_one_direction(study):
+    groups = studies.groups(study)
+    done: set[str] = set()
+    while len(done) < len(groups):
+        ready = {n for n, g in groups.items() if n not in done and set(g.needs) <= done}
+        assert ready, f"{set(groups) - done} wait for one another"
+        done |= ready
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_whatever_a_group_needs_is_in_it_or_in_a_group_before_it(study):
+    groups = studies.groups(study)
+    for group in groups.values():
+        there = {s.key for name in group.needs for s in groups[name].specs}
+        there |= {spec.key for spec in group.specs}
+        for spec in group.specs:
+            needed = {n.key for n in schedule.needs(spec) if not isinstance(n, config.Data)}
+            assert needed <= there
+
+
+def test_short_runs_share_a_job_and_long_ones_have_their_own():
+    """Five seconds of starting weigh on a run of seconds, a crash on one of days."""
+    assert len(studies.groups("quick")) < 20
+    for group in studies.groups("paper").values():
+        assert len([spec for spec in group.specs if isinstance(spec, config.Run)]) <= 1
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A study of its own with a chapter, written with these knobs: `study(seeds=3)`."""
+    monkeypatch.setattr(store, "HOME", tmp_path)
+
+    def write(**knobs):
+        from .conftest import KNOBS
+
+        folder = tmp_path / "params" / "made_up"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "common.yml").write_text(json.dumps({**KNOBS, **knobs}))
+        (folder / "performance.yml").write_text("{study: made_up}")
+        studies.groups.cache_clear()
+        return studies.groups("made_up")
+
+    yield write
+    studies.groups.cache_clear()
+
+
+def test_one_seed_more_leaves_the_names_of_groups(study):
+    few, many = study(seeds=2), study(seeds=3)
+    assert few.keys() == many.keys()
+    assert sum(len(g.specs) for g in many.values()) > sum(len(g.specs) for g in few.values())
+
+
+def test_a_done_file_vouches_for_the_results_that_it_has_seen(cache, study):
+    study(seeds=1, inits=["random"])
+    (name,) = studies.groups_of("made_up", "performance")
+    assert not studies.is_done("made_up", name)
+    studies.compute("made_up", name)
+    assert studies.is_done("made_up", name)
+    (run,) = studies.groups("made_up")[name].specs
+    store.discard(store.run_folder(run.key))
+    assert not studies.is_done("made_up", name)
+    studies.compute("made_up", name)
+    assert studies.is_done("made_up", name)
+    study(seeds=2, inits=["random"])
+    assert not studies.is_done("made_up", name), "the second seed is missing"
+
+
+def test_collected_chapters_need_no_group(cache, study):
+    study(seeds=1)
+    assert len(studies.groups_of("made_up", "performance")) == 1
+    experiments.collect("performance", **studies.parameters("made_up", "performance"))
+    assert studies.groups_of("made_up", "performance") == []
+
+
+def test_unknown_groups_are_named(study):
+    study()
+    with pytest.raises(ValueError, match="group"):
+        studies.compute("made_up", "cbr_tini")
