@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STUDY ?= quick
 
+# pip would compile every file of every package; what is imported is compiled then, and kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: book test test-all check install study bench lab clean
 
 book: install
@@ -40,7 +43,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 clean:

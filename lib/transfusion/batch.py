@@ -125,8 +125,10 @@ def _snakemake(
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(store.HOME / "Snakefile")]
     command += ["--profile", str(folder), "--nolock", *options]
     if profile == "local":
-        cores = jobs or os.cpu_count() or 1
-        command += ["--cores", str(cores), "--resources", f"gpu={schedule.gpus() or cores}"]
+        cores = os.cpu_count() or 1
+        at_once = jobs or cores + 1  # a page waits for its kernel a quarter of its time
+        trainings = schedule.gpus() or jobs or cores
+        command += ["--cores", str(at_once), "--resources", f"gpu={trainings}"]
     elif jobs:
         command += ["--jobs", str(jobs)]
     command += ["--config", f"study={study}", "--", *(str(job.file) for job in wanted)]
