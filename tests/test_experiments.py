@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
-from transfusion import data, effects, experiments, schedule, store, studies
+from transfusion import config, data, effects, experiments, schedule, store, studies
 
 from .conftest import KNOBS, ROOT, collect, poison
 
@@ -279,7 +279,7 @@ def test_a_plan_counts_each_run_once_with_its_source(cache, study):
     assert plan.index.tolist() == ["performance", "representations", "weight_scaling", "all"]
     assert plan["runs"].tolist() == [5, 0, 2, 7]
     assert plan["comparisons"].tolist() == [0, 1, 0, 1]
-    assert plan["groups"].tolist() == [2, 0, 1, 3]
+    assert plan["groups"].tolist() == [1, 1, 1, 3]  # what all need, the comparison, what one needs
     for column in plan:
         assert plan[column]["all"] == pytest.approx(plan[column][:-1].sum())
     source = experiments.runs("performance", **KNOBS)[-1].init.source
@@ -311,11 +311,29 @@ def test_a_plan_refuses_unknown_parameters(cache, study):
 
 def test_status_counts_runs(cache):
     table = studies.status("smoke")
-    assert table.loc["performance"].to_dict() == {
-        "collected": "no", "done": 0, "failed": 0, "started": 0, "missing": 8,
-    }  # fmt: skip
-    without = table.index.isin(experiments.WITHOUT_RUNS)
-    assert (table["collected"] == np.where(without, "yes", "no")).all()
+    performance = studies.specs("smoke", "performance")
+    sources = {s.init.source for s in performance if isinstance(s.init.source, config.Run)}
+    assert table.loc["performance", "missing"] == len(performance) + len(sources)
+    counts = table[list(store.STATES)]
+    assert counts.drop(columns="missing").to_numpy().sum() == 0
+    assert counts.loc["all", "missing"] < counts.drop(index="all")["missing"].sum(), "shared"
+    assert table.loc["all", "to come"] > 0 == table.loc["all", "MB"] == table.loc["all", "hours"]
+    chapters = table.drop(index="all")
+    without = chapters.index.isin(experiments.WITHOUT_RUNS)
+    assert (chapters["collected"] == np.where(without, "yes", "no")).all()
+
+
+def test_status_tells_what_another_version_made_what_runs_and_what_it_cost(cache, tiny_run):
+    run = tiny_run(steps=2, evaluations=1)
+    assert store.state(run.key) == "missing"
+    with store.lease(run.key):
+        assert store.state(run.key) == "running"
+    schedule.compute_here([run])
+    assert store.state(run.key) == "done"
+    assert store.seconds(run.key) > 0 and store.size(run.key) > 1_000_000
+    done = store.run_folder(run.key) / "done.json"
+    done.write_text(done.read_text().replace(store.LAYOUT, "result/0"))
+    assert store.state(run.key) == "stale"
 
 
 @pytest.mark.parametrize("study", studies.studies())

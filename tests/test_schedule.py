@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from transfusion import config, data, experiments, schedule, store
@@ -87,3 +89,32 @@ def test_long_runs_go_before_short_ones():
 def test_specifications_survive_the_trip_to_a_worker():
     for spec in experiments.runs("representations", **KNOBS):
         assert config.load(json.loads(json.dumps(config.dump(spec)))) == spec
+
+
+LEASE = """
+import os
+from transfusion import schedule
+schedule.gpus = lambda: 2
+schedule.lease_gpus()
+print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+input()
+"""
+
+
+def test_each_job_has_a_gpu_of_its_own_until_it_ends(tmp_path):
+    """Two GPUs: two jobs get one each; a third waits, and gets that of the first that is killed."""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    code = [sys.executable, "-c", LEASE]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    jobs = [subprocess.Popen(code, env=environment, **pipes) for _ in range(2)]
+    leased = [job.stdout.readline().strip() for job in jobs]
+    assert sorted(leased) == ["0", "1"]
+    third = subprocess.Popen(code, env=environment, **pipes)
+    with pytest.raises(subprocess.TimeoutExpired):
+        third.wait(timeout=3)
+    jobs[1].kill()
+    assert third.stdout.readline().strip() == leased[1]
+    for job in [*jobs, third]:
+        job.kill()
+        job.communicate()
