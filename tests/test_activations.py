@@ -224,9 +224,11 @@ def test_no_images_are_refused(images, tmp_path):
         activations.capture(net, images.isel(image=slice(0)), tmp_path / "kept.zarr")
 
 
-@pytest.fixture
-def images(cache):
-    return data.prepare("fundus", size=32, n=300)
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRANSFUSION_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return data.prepare("fundus", size=32, n=300).load()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -265,4 +267,4 @@ def test_overflow_is_an_error_and_leaves_what_was_there(images, tmp_path):
         activations.capture(net, images, tmp_path / "kept.zarr")
     after = store.read_activations(tmp_path / "kept.zarr")["block1"]
     np.testing.assert_array_equal(after["activation"], before["activation"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "kept.zarr"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.zarr"]

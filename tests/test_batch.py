@@ -128,7 +128,7 @@ def test_a_notebook_that_breaks_stops_only_what_needs_it(checkout):
 
 
 def test_a_second_call_waits_for_the_first_and_does_nothing_twice(checkout):
-    calls = [checkout.start("run", "tiny") for _ in range(2)]
+    calls = [checkout.start("run", "tiny", "--chapter", "performance") for _ in range(2)]
     ended = [(*call.communicate(), call.returncode) for call in calls]
     assert [code for *_, code in ended] == [0, 0], ended
     assert sum("is at work: waiting" in err for _, err, _ in ended) == 1
@@ -141,11 +141,13 @@ def test_a_second_call_waits_for_the_first_and_does_nothing_twice(checkout):
 def test_kill_9_at_any_moment_changes_no_bit(tmp_path):
     """The smoke study, killed at 20 moments and begun again, against one that was left in peace."""
     undisturbed, killed = Place(tmp_path / "undisturbed"), Place(tmp_path / "killed")
+    begun = time.monotonic()
     assert undisturbed.call("run", "smoke").returncode == 0
+    longest = (time.monotonic() - begun) / 5
     rng = np.random.default_rng(0)
     print("\nkilled after [s]  runs finished  of these lost or computed again")
     for _ in range(20):
-        before, moment = killed.finished(), float(rng.uniform(2, 25))
+        before, moment = killed.finished(), float(rng.uniform(2, longest))
         process = killed.start("run", "smoke")
         try:
             process.communicate(timeout=moment)
@@ -156,6 +158,7 @@ def test_kill_9_at_any_moment_changes_no_bit(tmp_path):
         changed = [key for key, done in before.items() if after.get(key) != done]
         print(f"{moment:16.1f}{len(after):15d}{len(changed):32d}")
         assert not changed
+    assert killed.finished(), "each call was killed before its first run ended"
     last = killed.call("run", "smoke")
     assert last.returncode == 0, last.err
     assert killed.values() == undisturbed.values()
@@ -264,6 +267,9 @@ def test_what_cannot_run_is_told_before_anything_starts(checkout):
 
 
 def test_a_dry_run_tells_and_does_nothing(checkout):
+    page = checkout.page("tiny", "performance")
+    page.parent.mkdir(parents=True)
+    page.write_text("stale")
     ended = checkout.call("run", "tiny", "--dry-run")
     assert ended.returncode == 0 and "performance" in ended.out + ended.err
-    assert not checkout.done_files() and not checkout.page("tiny", "performance").exists()
+    assert not checkout.done_files() and page.read_text() == "stale"

@@ -201,7 +201,7 @@ def test_no_test_image_reaches_the_choice_of_a_rate(cache, photographs, monkeypa
     shutil.copytree(cache / "datasets", tmp_path / "other/datasets")
     monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path / "other"))
     poison(name, 32)
-    poisoned = collect("tuning", **knobs)
+    poisoned = collect("tuning", afresh=True, **knobs)
     xr.testing.assert_equal(poisoned[["auc", "loss"]], honest[["auc", "loss"]])
     assert (poisoned.test_auc != honest.test_auc).all()
 

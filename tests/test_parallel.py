@@ -38,10 +38,9 @@ def both(path):
         torch.save(states, path)
 
 torch.set_num_threads(1)
-if len(sys.argv) > 2:
-    with parallel.group():
-        both(sys.argv[1])
-else:
+"""
+ON_TWO = """
+with parallel.group():
     both(sys.argv[1])
 """
 
@@ -50,10 +49,13 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     """Batch norm, uneven shares and (label -1) unknown labels included; in double precision, as
     training amplifies rounding."""
     script, one, two = tmp_path / "steps.py", tmp_path / "one.pt", tmp_path / "two.pt"
-    script.write_text(STEPS)
+    script.write_text(STEPS + ON_TWO)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for command in ([script, one], [*torchrun, script, two, "several"]):
-        subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True)
+    command = [sys.executable, *torchrun, str(script), str(two)]
+    subprocess.run(command, check=True, capture_output=True)
+    here: dict = {}
+    exec(STEPS, here)
+    here["both"](one)
     alone, shared = torch.load(one), torch.load(two)
     assert alone.keys() == shared.keys() and "-1 scores" in alone
     for name in alone:

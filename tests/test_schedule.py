@@ -26,7 +26,7 @@ def test_lost_weights_are_trained_again(cache):
     store.weights_path(run.key).write_bytes(b"cut")
     (comparison,) = experiments.runs("representations", **KNOBS)
     assert [spec.key for spec in schedule.missing([comparison])] == [run.key, comparison.key]
-    schedule.compute([comparison], jobs=1)
+    schedule.compute_here([comparison])
     assert store.weights_path(run.key).read_bytes() == before
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 from tqdm import tqdm
@@ -59,19 +59,22 @@ def run(
         render.checked_parameters(study, chapter)
     if collected:
         chapters = [c for c in chapters if studies.is_collected(study, c)]
+    wanted = _wanted(study, chapters)
+    if dry_run:
+        stale = [str(j.file) for j in wanted if j.file.exists() and not _is_fresh(study, j)]
+        options = ["--forcerun", *stale] if stale else []
+        subprocess.run(_snakemake(study, wanted, jobs, profile, "--dry-run", *options), check=True)
+        return
     store.require_writable()
     with _alone(study) as lock:
-        wanted = _wanted(study, chapters)
         _remove_stale(study, wanted)
         todo = [job for job in wanted if not job.file.exists()]
-        if dry_run:
-            _snakemake(study, wanted, jobs, profile, None, lock, "--dry-run").wait()
-            return
         begun, code = time.time(), 0
         if todo:
             schedule.check(_missing(study, todo))
             with _log(study).open("a") as log:
-                process = _snakemake(study, wanted, jobs, profile, log, lock)
+                command = _snakemake(study, wanted, jobs, profile)
+                process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[lock])
                 code = _watch(study, process, todo)
     _report(study, wanted, todo, begun, code)
 
@@ -85,10 +88,14 @@ def _wanted(study: str, chapters: list[str]) -> list[Job]:
 
 def _remove_stale(study: str, wanted: list[Job]) -> None:
     """Files that are not what they should be: Snakemake sees no more than whether they exist."""
-    fresh = {"group": studies.is_done, "chapter": render.is_fresh}
     for job in wanted:
-        if not fresh[job.kind](study, job.name):
+        if not _is_fresh(study, job):
             job.file.unlink(missing_ok=True)
+
+
+def _is_fresh(study: str, job: Job) -> bool:
+    fresh = {"group": studies.is_done, "chapter": render.is_fresh}
+    return fresh[job.kind](study, job.name)
 
 
 @contextlib.contextmanager
@@ -113,14 +120,9 @@ def _alone(study: str) -> Iterator[int]:
 
 
 def _snakemake(
-    study: str,
-    wanted: list[Job],
-    jobs: int | None,
-    profile: str,
-    output: IO[str] | None,
-    lock: int,
-    *options: str,
-) -> subprocess.Popen:
+    study: str, wanted: list[Job], jobs: int | None, profile: str, *options: str
+) -> list[str]:
+    """The command that makes these files."""
     folder = PROFILES / config.one_of(profile, [p.name for p in PROFILES.iterdir()], "profile")
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(store.HOME / "Snakefile")]
     command += ["--profile", str(folder), "--nolock", *options]
@@ -131,8 +133,7 @@ def _snakemake(
         command += ["--cores", str(at_once), "--resources", f"gpu={trainings}"]
     elif jobs:
         command += ["--jobs", str(jobs)]
-    command += ["--config", f"study={study}", "--", *(str(job.file) for job in wanted)]
-    return subprocess.Popen(command, stdout=output, stderr=output, pass_fds=[lock])
+    return [*command, "--config", f"study={study}", "--", *(str(job.file) for job in wanted)]
 
 
 def _watch(study: str, process: subprocess.Popen, todo: list[Job]) -> int:
