@@ -125,8 +125,8 @@ def test_relabel_makes_a_second_page():
     title = nbformat.v4.new_markdown_cell("# A claim\n\nSee {numref}`fig-a`.")
     figure = nbformat.v4.new_code_cell("# 1", metadata={"mystnb": {"figure": {"name": "fig-a"}}})
     book.cells = [title, figure]
-    render.relabel(book, "retina")
-    assert book.cells[0].source == "# A claim (retina)\n\nSee {numref}`fig-a-retina`."
+    render.relabel(render.entitle(book, "retina"), "retina")
+    assert book.cells[0].source == "# A claim (real retinas)\n\nSee {numref}`fig-a-retina`."
     assert book.cells[1].source == "# 1"
     assert book.cells[1].metadata.mystnb.figure.name == "fig-a-retina"
 

@@ -142,9 +142,13 @@ def test_margins_are_those_of_the_scope_page():
 
 def test_the_readmes_answers_are_those_of_the_tracked_results():
     """Every claim has a row with its command; those on real images have verdict and numbers."""
-    from transfusion import claims
+    from transfusion import claims, report
 
-    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line[:2] == "| "]
+    front = (ROOT / "README.md").read_text()
+    assert f"On real retinas, {report.tally('retina')}; on chest films" in front
+    assert f"on chest films, {report.tally('cxr')}." in front
+    rows = (ROOT / "params/README.md").read_text().splitlines()
+    rows = [line for line in rows if line[:2] == "| "]
     found = {study: claims.table(study) for study in ("retina", "cxr")}
     assert all(len(table) for table in found.values())
     for name, claim in claims.CLAIMS.items():

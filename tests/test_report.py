@@ -1,3 +1,4 @@
+import holoviews as hv
 import numpy as np
 import pytest
 import xarray as xr
@@ -69,24 +70,41 @@ def test_the_front_page_links_each_answer_to_its_chapter(cache):
         store.save(study, "performance", performance(gain).assign_attrs(runs="[]"))
     text = report.claims_table(["quick", "retina", "cxr"], main="quick").data
     assert 'href="performance.html"' in text and 'href="retina/performance.html"' in text
-    assert "Paper: +0.3 points, ResNet-50 (Table 1, retinas)" in text and "differs" in text
+    assert '<td data-head="Paper">+0.3 points, ResNet-50 (Table 1, retinas)</td>' in text
     assert text.count("<tr") == 1 + len(claims.CLAIMS) and "Chest films" in text
+    assert "differs" in text and '<td data-head="Chest films"></td>' in text
+
+
+def test_answers_lead_to_their_pages_and_are_counted(cache):
+    store.save("retina", "performance", performance(0.05).assign_attrs(runs="[]"))
+    table = claims.table("retina")
+    text = report.answers(table, "retina", "transfer").data
+    assert 'href="retina/performance.html"' in text and f"(n&nbsp;=&nbsp;{SEEDS})" in text
+    verdicts = list(table["verdict"])
+    assert verdicts.count("differs") == 1
+    assert report.tally("retina").startswith(f"of {len(verdicts)} claims, ")
+    assert "1 differs" in report.tally("retina")
+    assert report.tally("cxr") == "no claim was tested yet"
 
 
 def test_a_box_has_claim_number_and_verdict():
     names = ("transfer", "small_networks", "findings")  # the last of which no run speaks to
     text = report.verdict_box(performance([0.0, 0.0]), *names).data
-    assert text.count("<b>Verdict.</b>") == 2 and "holds" in text and "p below 0.001" in text
+    assert text.count("<p>Paper:") == 2 and "holds" in text and "p below 0.001" in text
+    assert "Transfer hardly changes the final AUC." in text and "edema" not in text
 
 
 def test_footer_names_every_run():
-    text = report.footer(performance([0.0, 0.0])).data
+    results = performance([0.0, 0.0]).assign_attrs(parameters='{"study": "retina"}')
+    text = report.footer(results, "performance").data
     assert "Where these numbers come from" in text and "<td>k</td>" in text
+    assert "transfusion run retina --chapter performance" in text
 
 
 def test_figures_are_drawn():
     figures.setup()
-    assert len(figures.performance(performance([0.0, 0.0]))) == 2
+    marks = [e for e in figures.performance(performance([0.0, 0.0])) if type(e) is hv.Scatter]
+    assert [m.label for m in marks] == ["random", "transfer"]
     assert list(figures.curves(CURVES).keys()) == ["CBR-Tiny", "ResNet-50"]
     by_model = figures.similarity(similarity([0.0, 0.05]))
     assert list(by_model.keys())[0] == ("ResNet-50", "mean CCA") and len(by_model) == 4
@@ -101,7 +119,13 @@ def test_figures_are_drawn():
     assert len(figures.foretold(predicted([[0, 0], [1, 0]]))) == 4
     layers = first_layers([[0.1, 0.1], [0.1, 0.1]], np.zeros((2, 2, 2)))
     assert len(figures.gabors(layers)) == 2
-    assert figures.states(layers, "cbr_small", "random", columns=4).data[:4] == b"\x89PNG"
+    drawn = figures.first_filters(layers.assign_attrs(parameters='{"steps": 50}'))
+    assert [key[2] for key in drawn.keys()][:2] == [0, 50]  # before and after training
+    tiles = drawn["ResNet-50", "random", 0].dimension_values("weight", flat=False)
+    tiles = tiles[::-1].reshape(3, 6, 8, 6).transpose(0, 2, 1, 3).reshape(24, 6, 6)
+    filters, between = tiles[:20, :5, :5].reshape(20, -1).astype(int), tiles[:, 5]
+    assert (np.abs(filters - 127).max(1) == 127).all()  # each in its own range
+    assert (between == 255).all() and (tiles[20:] == 255).all()
     assert len(figures.efficiency(efficiency({"cbr_tiny": (1, 5)}).assign(COSTS))) == 4
     gains = effects.gains(performance([0.0, 0.05]))
     assert len(figures.intervals(gains, "gain", "points").get(2).data) == 2
@@ -110,6 +134,24 @@ def test_figures_are_drawn():
     assert len(figures.tuning(rates)) == 2
     simulated = simulation.simulate([20, 40], neurons=4, positions=2, tau=0.5, repeats=2)
     assert len(figures.chance(simulated)) == 3 and len(figures.few_datapoints(simulated)) == 6
+
+
+def test_series_are_named_beside_their_marks():
+    """Apart, in tones that can be read (WCAG 2 AA), and only where there are few."""
+    placed = figures._apart([0.3, 0.1, 0.12, 0.11], 0.05)
+    assert np.diff(sorted(placed)).min() >= 0.05 - 1e-12 and placed[1] == 0.1
+    assert np.argsort(placed).tolist() == [1, 3, 2, 0]
+    colors = [color for color, _ in figures.MARKS.values()]
+    for color in [*colors, *figures.BLOCKS.values(), figures.NULL]:
+        ink = figures._ink(color)
+        rgb = np.array([int(ink[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        light = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        assert 1.05 / (light @ (0.2126, 0.7152, 0.0722) + 0.05) >= 4.5, color
+    named = [e for e in figures.curves(CURVES)["ResNet-50"] if type(e) is hv.Labels]
+    assert list(named[0]["name"]) == ["random", "Mean Var"]
+    many = xr.concat([CURVES.assign_coords(init=[f"transfusion:{a}", f"suffix:{a}"])
+                      for a in ("block1", "block2")], "init")  # fmt: skip
+    assert not any(type(e) is hv.Labels for e in figures.curves(many)["ResNet-50"])
 
 
 def test_filters_and_contact_sheets_are_small_pictures(rng):

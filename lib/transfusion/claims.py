@@ -249,7 +249,7 @@ def _mean_var() -> str:
 
 def _stated(where: str) -> Callable[[], str]:
     """Stated in words; no number of it was recovered."""
-    return lambda: f"in words ({where})"
+    return lambda: f"no number ({where})"
 
 
 CLAIMS = {

@@ -306,4 +306,4 @@ CHAPTERS = {
 }
 # They need no runs, and so no parameters but those of their own file; the front page comes last,
 # as it shows what all others have collected.
-WITHOUT_RUNS = ("methods", "intro")
+WITHOUT_RUNS = ("methods", "five_minutes", "intro")

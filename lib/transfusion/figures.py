@@ -6,13 +6,16 @@ Colour and marker mean the same init in the whole book (Okabe and Ito's colour-b
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
+from itertools import pairwise
 
 import holoviews as hv
 import numpy as np
 import pandas as pd
 import PIL.Image
 import xarray as xr
+from bokeh.themes import Theme
 from holoviews import opts
 from IPython.display import Image
 
@@ -77,17 +80,40 @@ def _look(name: str) -> tuple[str, str]:
     return (BLOCKS.get(block, NULL), KINDS[kind][0]) if colon else MARKS[name]
 
 
+# The ground is the page's, light or dark, and a page may filter what is drawn on it.
+LOOK = Theme(
+    json={
+        "attrs": {
+            "Plot": {
+                "background_fill_color": None,
+                "border_fill_color": None,
+                "outline_line_color": None,
+                "styles": {"filter": "var(--figure-filter, none)"},
+            },
+            "Axis": {
+                "axis_label_text_font_style": "normal",
+                "axis_line_color": NULL,
+                "major_tick_line_color": NULL,
+                "minor_tick_line_color": None,
+            },
+            "Grid": {"grid_line_color": "#dddddd"},
+            "Legend": {"background_fill_color": None, "border_line_color": None, "padding": 0},
+            "Toolbar": {"autohide": True, "logo": None},
+        }
+    }
+)
+
+
 def setup() -> None:
     """Load HoloViews' Bokeh backend and set the look of all figures; once a notebook."""
     hv.extension("bokeh", logo=False)
     hv.output(widget_location="bottom")
-    frame = dict(responsive=True, height=420, show_grid=True, toolbar="above", fontscale=1.15)
-    hv.opts.defaults(
-        opts.Overlay(
-            legend_position="bottom", legend_cols=1, legend_limit=1000, show_title=False, **frame
-        ),
-        opts.Curve(line_width=2),
-    )
+    hv.renderer("bokeh").theme = LOOK
+    # No tool takes a finger's movement, so that a phone scrolls over a figure.
+    tools = dict(default_tools=["box_zoom", "reset"], active_tools=[], toolbar="above")
+    frame = dict(responsive=True, height=380, show_grid=True, fontscale=1.15, **tools)
+    legend = dict(legend_position="bottom", legend_cols=1, legend_limit=1000)
+    hv.opts.defaults(opts.Overlay(show_title=False, **legend, **frame), opts.Curve(line_width=2))
 
 
 def performance(results: xr.Dataset) -> hv.Overlay:
@@ -102,10 +128,43 @@ def performance(results: xr.Dataset) -> hv.Overlay:
         frame["model"] = frame["model"].map(title)
         marks = hv.Scatter(frame, "AUC (%)", ["row", "model", "seed"], label=title(init))
         layers.append(marks.opts(hv.opts.Scatter(tools=["hover"], size=11, **_mark(init))))
+    top = 100 * results["test_auc"].isel(model=0).mean("seed").to_series()
+    layers += _named_above(top, len(rows) - 0.62)
     ticks = [(i, title(model)) for model, i in rows.items()]
+    limits = dict(ylim=(-0.6, len(rows) - 0.2), padding=0.1)
     return hv.Overlay(layers).opts(
-        yticks=ticks, ylabel="", xlabel="test AUC (%)", ylim=(-0.6, len(rows) - 0.4)
+        yticks=ticks, ylabel="", xlabel="test AUC (%)", show_legend=len(top) != 2, **limits
     )
+
+
+def _named_above(found: pd.Series, height: float) -> list[hv.Labels]:
+    """The names of two inits above their marks, each growing away from the other."""
+    if len(found) != 2:
+        return []
+    return [
+        _names([(value, height, title(init), _look(init)[0])], ["AUC (%)", "row"], align)
+        for (init, value), align in zip(found.sort_values().items(), ("right", "left"), strict=True)
+    ]
+
+
+def _names(places: list[tuple[float, float, str, str]], axes: list[str], align: str) -> hv.Labels:
+    """Series named beside their marks, each in a darker tone of its colour: x, y, name, colour."""
+    found = [(x, y, name, _ink(color)) for x, y, name, color in places]
+    words = dict(text_color="ink", text_align=align, text_baseline="middle", text_font_size="10pt")
+    return hv.Labels(found, axes, ["name", "ink"]).opts(**words)
+
+
+def _ink(color: str) -> str:
+    """A tone of the colour that is dark enough for words (WCAG AA on white)."""
+    return "#" + "".join(f"{int(0.65 * int(color[i : i + 2], 16)):02x}" for i in (1, 3, 5))
+
+
+def _apart(values: list[float], gap: float) -> list[float]:
+    """The values, each moved up as far as it takes to be `gap` above the next lower one."""
+    placed = np.array(values, dtype=float)
+    for lower, upper in pairwise(np.argsort(values, kind="stable")):
+        placed[upper] = max(placed[upper], placed[lower] + gap)
+    return placed.tolist()
 
 
 def _mark(init: str) -> dict:
@@ -121,13 +180,14 @@ def curves(results: xr.Dataset, over: str = "init") -> hv.HoloMap:
     Thin lines are seeds, thick ones their mean.
     """
     models = list(results.model.values)
-    return hv.HoloMap(
-        {title(m): _model_curves(results.sel(model=m), over) for m in models}, "model"
-    )
+    # One way for all models, since one frame of a HoloMap sets the legend of all.
+    most = int(results["auc"].notnull().any(["seed", "step"]).sum(over).max())
+    drawn = {title(m): _model_curves(results.sel(model=m), over, most) for m in models}
+    return hv.HoloMap(drawn, "model")
 
 
-def _model_curves(results: xr.Dataset, over: str) -> hv.Overlay:
-    layers = []
+def _model_curves(results: xr.Dataset, over: str, most: int) -> hv.Overlay:
+    layers, ends = [], {}
     for name in results[over].values:
         auc = results["auc"].sel({over: name}).dropna("step", how="all")
         if not auc.size:  # an init that this model does not have
@@ -139,9 +199,18 @@ def _model_curves(results: xr.Dataset, over: str) -> hv.Overlay:
         mean = _curve(steps, auc.mean("seed").values, title(name))
         dots = hv.Scatter(mean.data, "step", "validation AUC", label=title(name))
         layers += [mean.opts(color=color, line_width=3), dots.opts(size=7, **_mark(name))]
-    height = 360 + 24 * results.sizes[over]  # with the legend below
-    axes = dict(xlabel="training step", ylabel="validation AUC")
-    return hv.Overlay(layers).opts(height=height, **axes)
+        ends[str(name)] = float(mean.data["validation AUC"].iloc[-1])
+    few = most <= 3
+    last, height = int(results.step.max()), 340 if few else 380 + 26 * most
+    reach = float(results["auc"].max() - results["auc"].min())
+    if few:
+        heights = zip(_apart(list(ends.values()), 0.06 * reach), ends, strict=True)
+        places = [(1.03 * last, h, title(name), _look(name)[0]) for h, name in heights]
+        layers.append(_names(places, ["step", "validation AUC"], "left"))
+    ticks = [(step, f"{step:,}") for step in np.linspace(0, last, 5).round().astype(int).tolist()]
+    axes = dict(xlabel="training step", ylabel="validation AUC", xticks=ticks)
+    limits = dict(xlim=(0, 1.36 * last if few else 1.03 * last), show_legend=not few)
+    return hv.Overlay(layers).opts(height=height, **axes, **limits)
 
 
 def _curve(steps: np.ndarray, values: np.ndarray, label: str = "") -> hv.Curve:
@@ -152,8 +221,8 @@ def _curve(steps: np.ndarray, values: np.ndarray, label: str = "") -> hv.Curve:
 def intervals(table: pd.DataFrame, name: str, xlabel: str) -> hv.Overlay:
     """Effects with their 95 % intervals, one row each, as `effects` gives them; 0 is dashed."""
     labels = [
-        ", ".join(title(v) if isinstance(v, str) else f"{v:,} images" for v in np.atleast_1d(key))
-        for key in table.index.to_numpy()
+        ", ".join(title(v) if isinstance(v, str) else f"{v:,} images" for v in key)
+        for key in table.index.to_frame().itertuples(index=False)
     ]
     frame = table[[name, "low", "high"]].reset_index(drop=True)
     finite = np.isfinite(frame).all(axis=1)  # one seed has no interval
@@ -238,6 +307,10 @@ def tuning(results: xr.Dataset) -> hv.HoloMap:
     return hv.HoloMap(found, hv.Dimension("model", values=list(found)), sort=False)
 
 
+# `framewise`, since networks have other blocks.
+HEAT = dict(
+    framewise=True, responsive=True, tools=["hover"], toolbar=None, fontscale=1.15, title=""
+)
 MEASURES = {"cca": "mean CCA", "svcca": "SVCCA", "cka": "linear CKA"}
 
 
@@ -278,11 +351,20 @@ def blocks_of(results: xr.Dataset, model: str, measure: str) -> xr.Dataset:
 
 
 def _by_block(results: xr.Dataset, one: xr.Dataset, measure: str, kinds: Kinds) -> hv.Overlay:
-    layers = [_pairs(one.isel(pair=mask), label, init) for label, (mask, init) in kinds.items()]
+    layers = [_null(one, kinds)]
+    layers += [_pairs(one.isel(pair=mask), label, init) for label, (mask, init) in kinds.items()]
+    few, colors = len(kinds) <= 3, [NULL, *(_look(init)[0] for _, init in kinds.values())]
+    if few:
+        top = len(one.block) - 1
+        ends = [m.data["similarity"][m.data["block"] > top - 0.5].mean() for m in layers]
+        heights = zip(_apart(ends, 0.12), layers, colors, strict=True)
+        places = [(top + 0.4, h, m.label.replace(", ", ",\n"), color) for h, m, color in heights]
+        layers.append(_names(places, ["block", "similarity"], "left"))
     # The same for all models, since one frame of a HoloMap sets the limits of all.
-    limits = dict(xlim=(-0.5, float(results.depth.max()) + 0.5), ylim=(-0.02, 1.02))
-    axes = dict(xlabel="block", ylabel="similarity", xticks=_block_ticks(one), **limits)
-    return hv.Overlay([_null(one, kinds), *layers]).opts(**axes)
+    right = float(results.depth.max()) + (1.6 if few else 0.5)
+    axes = dict(xlabel="block", ylabel="similarity", xticks=_block_ticks(one))
+    limits = dict(xlim=(-0.5, right), ylim=(-0.02, 1.02), show_legend=not few)
+    return hv.Overlay(layers).opts(**axes, **limits)
 
 
 def _by_model(
@@ -321,8 +403,27 @@ def _null(one: xr.Dataset, kinds: Kinds) -> hv.Curve:
     shown = np.logical_or.reduce([mask for mask, _ in kinds.values()])
     values = one["corrected_null"].isel(pair=shown).mean("pair").values
     frame = pd.DataFrame({"block": np.arange(len(values)), "similarity": values})
-    line = hv.Curve(frame, "block", "similarity", label="null (chance)")
+    line = hv.Curve(frame, "block", "similarity", label="chance")
     return line.opts(color=NULL, line_dash="dashed")
+
+
+def seed_pairs(results: xr.Dataset) -> hv.HoloMap:
+    """Similarity above chance, block by block, of every pair of trained networks: a row a pair."""
+
+    def draw(one: xr.Dataset, measure: str) -> hv.HeatMap:
+        excess = one["corrected"] - one["corrected_null"]
+        cells = []
+        for kind in ("transfer", "random"):
+            for pair in one.pair.values[between(one, "random", kind)]:
+                ends = one.sel(pair=pair)
+                name = f"random {ends.seed_a.item()}, {kind} {ends.seed_b.item()}"
+                values = excess.sel(pair=pair).values
+                cells += [(b, name, v) for b, v in zip(one.block.values, values, strict=True)]
+        found = hv.HeatMap(cells, ["block", "pair"], "above chance")
+        look = dict(cmap="Blues", clim=(0, 1), colorbar=True, xlabel="block", ylabel="")
+        return found.opts(height=80 + 18 * len(cells) // len(one.block), **look, **HEAT)
+
+    return _by_model(results, draw)
 
 
 def maps(results: xr.Dataset) -> hv.HoloMap:
@@ -333,9 +434,7 @@ def maps(results: xr.Dataset) -> hv.HoloMap:
         values = one["map"].sel(other=names).values
         cells = [(x, y, values[i, j]) for i, x in enumerate(names) for j, y in enumerate(names)]
         found = hv.HeatMap(cells, ["one network", "the other"], "similarity")
-        look = dict(cmap="cividis", clim=(0, 1), colorbar=True, responsive=True, height=380)
-        look |= dict(framewise=True)  # networks have other blocks
-        return found.opts(**look, tools=["hover"], toolbar="above", fontscale=1.15, title="")
+        return found.opts(cmap="Blues", clim=(0, 1), colorbar=True, height=380, **HEAT)
 
     return _by_model(results, draw)
 
@@ -471,13 +570,42 @@ def filters(weights: np.ndarray, columns: int = 16, scale: int = 8) -> Image:
     return contact_sheet(_pixels(grey[: len(grey) - len(grey) % columns], columns, scale))
 
 
-def states(results: xr.Dataset, model: str, init: str, columns: int = 8, scale: int = 8) -> Image:
-    """First-layer filters of one network in grey, before and after training."""
-    grey = results["grey"].sel(model=model, init=init)
-    grey = grey.dropna("filter", how="all").dropna("y", how="all").dropna("x", how="all")
-    before, after = (_pixels(grey.sel(state=s).values, columns, scale) for s in grey.state.values)
-    gap = np.full((len(before), 1, *before.shape[2:]), 255, np.uint8)
-    return contact_sheet(np.concatenate([before, gap, after], axis=1))
+def first_filters(results: xr.Dataset, columns: int = 8) -> hv.HoloMap:
+    """First-layer filters of one network in grey, each in its own range; a slider leads from the
+    start of training to its end."""
+    last = json.loads(results.attrs["parameters"])["steps"]
+    models = results.model.values[::-1]
+    rows = -(-results.sizes["filter"] // columns)
+    drawn = {
+        (title(model), title(init), step): _tiles(results["grey"].sel(at), rows, columns)
+        for model in models
+        for init in results.init.values
+        for state, step in (("initial", 0), ("final", last))
+        for at in [{"model": model, "init": init, "state": state}]
+    }
+    dimensions = [
+        hv.Dimension("model", values=[title(model) for model in models]),
+        hv.Dimension("start", values=[title(init) for init in results.init.values]),
+        hv.Dimension("training step", values=[0, last]),
+    ]
+    return hv.HoloMap(drawn, dimensions, sort=False)
+
+
+def _tiles(grey: xr.DataArray, rows: int, columns: int) -> hv.Image:
+    """Filters (filter, y, x), those that a network has, side by side on white."""
+    found = grey.dropna("filter", how="all").dropna("y", how="all").dropna("x", how="all").values
+    count, height, width = found.shape
+    sheet = np.full((rows * columns, height + 1, width + 1), 255, np.uint8)
+    scale = np.abs(found).max((1, 2), keepdims=True)
+    sheet[:count, :height, :width] = (found / scale + 1) * 127
+    sheet = sheet.reshape(rows, columns, height + 1, width + 1).transpose(0, 2, 1, 3)
+    pixels = sheet.reshape(rows * (height + 1), columns * (width + 1))
+    image = hv.Image(pixels, ["across", "down"], "weight", bounds=(0, 0, columns, rows))
+    bare = dict(xaxis=None, yaxis=None, show_grid=False, toolbar=None, title="")
+    side = 40  # pixels of a filter on the page: eight of them fit on a phone
+    return image.opts(
+        cmap="gray", clim=(0, 255), width=side * columns, height=side * rows, align="center", **bare
+    )
 
 
 def _pixels(grey: np.ndarray, columns: int, scale: int) -> np.ndarray:

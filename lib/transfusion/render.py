@@ -78,7 +78,7 @@ def is_fresh(study: str, chapter: str) -> bool:
 
 def _stamp(study: str, chapter: str, parameters: dict) -> str:
     shown = [(study, chapter)]
-    if chapter == FRONT:
+    if "studies" in parameters:  # a page that tells of all that they have collected
         shown = [(s, c) for s in parameters["studies"] for c in experiments.CHAPTERS]
     results = [_checksum(*place) for place in shown]
     digest = hashlib.sha256(json.dumps([parameters, results], sort_keys=True).encode())
@@ -154,15 +154,22 @@ def _shows(output: nbformat.NotebookNode) -> bool:
     return output.output_type != "stream" and bool(output.get("data"))
 
 
+def entitle(notebook: nbformat.NotebookNode, study: str) -> nbformat.NotebookNode:
+    """Say in the title what the page's images are, since other pages have the same claim."""
+    first = notebook.cells[0]
+    images = studies.TITLES.get(study, study)
+    first.source = re.sub(r"^(# .+)$", rf"\1 ({images})", first.source, count=1, flags=re.M)
+    return notebook
+
+
 def relabel(notebook: nbformat.NotebookNode, study: str) -> nbformat.NotebookNode:
-    """The same chapter as a page of a second study: title and figure names get its name, and links
-    to chapters that only the main study has lead out of its folder."""
+    """The same chapter as a page of a second study: figure names get its name, and links to
+    chapters that only the main study has lead out of its folder."""
     outside = "|".join(experiments.WITHOUT_RUNS)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             text = re.sub(r"(\{numref\}`)([\w-]+)`", rf"\1\2-{study}`", cell.source)
-            text = re.sub(rf"\]\(({outside})\.ipynb\)", r"](../\1.ipynb)", text)
-            cell.source = re.sub(r"^(# .+)$", rf"\1 ({study})", text, count=1, flags=re.M)
+            cell.source = re.sub(rf"\]\(({outside})\.ipynb\)", r"](../\1.ipynb)", text)
         figure = cell.metadata.get("mystnb", {}).get("figure")
         if figure:
             figure["name"] = f"{figure['name']}-{study}"
@@ -241,7 +248,7 @@ def _pages(main: str) -> dict[str, tuple[str, str]]:
 
 
 def _sources() -> list[Path]:
-    kinds = (".md", ".yml", ".bib", ".csv", ".py", ".css", ".svg", ".png")
+    kinds = (".md", ".yml", ".bib", ".csv", ".py", ".css", ".js", ".svg", ".png")
     paths = (p for p in BOOK.rglob("*") if p.suffix in kinds and p.is_file())
     return [p for p in paths if not p.is_relative_to(BUILD) and "__pycache__" not in p.parts]
 
@@ -251,6 +258,8 @@ def _page(study: str, chapter: str, main: str, missing: list[str]) -> str:
     if chapter == FRONT and missing:
         words = f"```{{warning}}\nNot in this build: {', '.join(missing)}.\n```"
         notebook.cells.insert(1, nbformat.v4.new_markdown_cell(words, id="missing"))
+    if chapter not in experiments.WITHOUT_RUNS:
+        entitle(notebook, study)
     return nbformat.writes(notebook if study == main else relabel(notebook, study))
 
 

@@ -11,10 +11,7 @@ import pandas as pd
 import xarray as xr
 from IPython.display import HTML
 
-from transfusion import claims, effects, figures, metrics, paper, representations, store
-
-STUDIES = {"quick": "Synthetic retinas", "retina": "Real retinas", "cxr": "Chest films"}
-
+from transfusion import claims, effects, figures, metrics, paper, representations, store, studies
 
 # --- claims ----------------------------------------------------------------------------------
 
@@ -28,45 +25,87 @@ def verdict_box(results: xr.Dataset, *names: str) -> HTML:
 
 
 def _box(claim: claims.Claim, finding: claims.Finding) -> str:
-    p = "" if np.isnan(finding.p) else f" <small>p {_p(finding.p)}, all comparisons</small>"
+    p = "" if np.isnan(finding.p) else f" <small>p {_p(finding.p)} for the claim as a whole</small>"
     return (
-        f'<div class="verdict {_slug(finding.verdict)}"><p><b>Paper.</b> {claim.says}: '
-        f"{claim.paper()}.</p><p><b>Here.</b> {finding.found}.</p>"
-        f"<p><b>Verdict.</b> {badge(finding.verdict)}{p}</p></div>"
+        f'<div class="verdict {_slug(finding.verdict)}">'
+        f"<p>{badge(finding.verdict)} <b>{claim.says}.</b></p>"
+        f"<p>Paper: {claim.paper()}.</p><p>Here: {_whole(finding.found)}.{p}</p></div>"
     )
+
+
+def answers(table: pd.DataFrame, study: str, *names: str) -> HTML:
+    """Each claim with its verdict out of `claims.table`, which leads to the study's page."""
+    lines = [
+        f"<p>{claims.CLAIMS[name].says}: {_told(table.loc[name], f'{study}/{page}.html')}</p>"
+        for name in names
+        for page in [claims.CLAIMS[name].chapter]
+    ]
+    return HTML(f'<div class="answers">{"".join(lines)}</div>')
+
+
+def _whole(found: str) -> str:
+    """No line ends within `n = 4`."""
+    return found.replace("n = ", "n&nbsp;=&nbsp;")
 
 
 def _p(p: float) -> str:
     return "below 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def claims_table(studies: Iterable[str], main: str) -> HTML:
+def claims_table(columns: Iterable[str], main: str) -> HTML:
     """All claims: the paper's number, and each study's verdict, corrected for their number, with
     what was found. `main` is the study on the main pages; pages of the others lie in its folder."""
-    tables = {study: claims.table(study) for study in studies}
+    tables = {study: claims.table(study) for study in columns}
+    heads = ["Claim of the paper", "Paper", *(_heading(study) for study in tables)]
     rows = []
     for name, claim in claims.CLAIMS.items():
-        row = {"Claim of the paper": f"{claim.says}<br><small>Paper: {claim.paper()}</small>"}
+        cells = f'<th scope="row">{claim.says}</th>{_cell("Paper", claim.paper())}'
         for study, table in tables.items():
-            folder = "" if study == main else f"{study}/"
-            page = f"{folder}{claim.chapter}.html"
-            row[STUDIES.get(study, study)] = (
-                _cell(table.loc[name], page) if name in table.index else "–"
-            )
-        rows.append(row)
-    table = look(pd.DataFrame(rows), index=False).data
-    return HTML(f'<div class="claims">{table}</div>')
+            page = f"{'' if study == main else f'{study}/'}{claim.chapter}.html"
+            told = _told(table.loc[name], page) if name in table.index else ""
+            cells += _cell(_heading(study), told)
+        rows.append(f"<tr>{cells}</tr>")
+    head = "".join(f'<th scope="col">{words}</th>' for words in heads)
+    return HTML(
+        f'<div class="claims"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
 
 
-def _cell(row: pd.Series, page: str) -> str:
-    alone = "" if row["alone"] == row["verdict"] else f" <small>(by itself: {row['alone']})</small>"
-    return f'<a href="{page}">{badge(row["verdict"])}</a>{alone}<br><small>{row["found"]}</small>'
+def _heading(study: str) -> str:
+    return studies.TITLES.get(study, study).capitalize()
 
 
-def scale(studies: Iterable[str]) -> dict[str, str]:
+def _cell(head: str, words: str) -> str:
+    """A cell that knows its column's name: on a phone each row becomes a card."""
+    return f'<td data-head="{head}">{words}</td>'
+
+
+def _told(row: pd.Series, page: str) -> str:
+    alone = "" if row["alone"] == row["verdict"] else f" (by itself: {row['alone']})"
+    return f'<a href="{page}">{badge(row["verdict"])}</a>{alone}<br>{_whole(row["found"])}'
+
+
+PLURAL = {"holds": "hold", "holds in part": "hold in part", "differs": "differ"}
+
+
+def tally(study: str) -> str:
+    """How many of a study's claims hold, and so on, corrected for their number: for prose."""
+    verdicts = list(claims.table(study)["verdict"])
+    words = ", ".join(_count(verdicts, v) for v in metrics.VERDICTS if v in verdicts)
+    return f"of {len(verdicts)} claims, {words}" if words else "no claim was tested yet"
+
+
+def _count(verdicts: list[str], verdict: str) -> str:
+    count = verdicts.count(verdict)
+    be = "" if verdict in PLURAL else "is " if count == 1 else "are "
+    return f"{count} {be}{verdict if count == 1 else PLURAL.get(verdict, verdict)}"
+
+
+def scale(columns: Iterable[str]) -> dict[str, str]:
     """How many training images each study has, for prose: `retina_images`."""
     found = {}
-    for study in studies:
+    for study in columns:
         try:
             images = f"{store.open(study, 'performance').attrs['train_images']:,}"
         except FileNotFoundError:
@@ -324,13 +363,15 @@ COLUMNS = (
 )
 
 
-def footer(results: xr.Dataset) -> HTML:
-    """Where the numbers come from: runs, device, versions, hours, and every key."""
+def footer(results: xr.Dataset, chapter: str) -> HTML:
+    """How to compute the page anew, and where its numbers come from: runs, device, versions, hours,
+    and every key."""
     runs = pd.DataFrame(json.loads(results.attrs["runs"]))
+    study, hours = json.loads(results.attrs["parameters"])["study"], runs["seconds"].sum() / 3600
     facts = {
         "results": f"{len(runs)}, of which {int((runs['status'] != 'done').sum())} failed",
         "device": ", ".join(sorted(set(runs["device"]))),
-        "computing time": f"{runs['seconds'].sum() / 3600:.2f} h",
+        "computing time": f"{hours:.2f} h",
         "commit": ", ".join(sorted(set(runs["commit"]))),
         "torch": ", ".join(sorted(set(runs["torch"]))),
         "parameters": results.attrs["parameters"],
@@ -341,6 +382,8 @@ def footer(results: xr.Dataset) -> HTML:
     columns = [c for c in COLUMNS if c in runs]
     table = look(runs[columns].round({"seconds": 1}), index=False).data
     return HTML(
+        f'<p class="again">Run it again: <code>transfusion run {study} --chapter {chapter}</code>, '
+        f"{hours:.1f} core-hours where these numbers were made.</p>"
         '<details class="provenance"><summary>Where these numbers come from</summary>'
         f"<dl>{lines}</dl>{table}</details>"
     )

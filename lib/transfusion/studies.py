@@ -18,6 +18,8 @@ from transfusion import config, experiments, schedule, store
 from transfusion.config import Spec
 from transfusion.experiments import CHAPTERS, WITHOUT_RUNS
 
+# What the studies that the book shows are of; another goes by its name.
+TITLES = {"quick": "drawn retinas", "retina": "real retinas", "cxr": "chest films"}
 # Operations a second that `plan` reckons with: a core, measured with bfloat16 (float32 alone and
 # older processors do less), and a GPU, assumed, not measured.
 CORE, GPU = 2e11, 5e13
