@@ -78,7 +78,8 @@ def test_the_code_in_the_guide_runs(cache, rng, tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "book/guide/run.md").read_text(), re.S)
     for block in blocks:
         exec(block.replace("n=2000", "n=200"), names)
-    assert len(blocks) == 3 and 0 < names["found"].null < names["found"].mean
+    assert len(blocks) == 4 and names["study"] == "retina"
+    assert 0 < names["found"].null < names["found"].mean
 
 
 ORDER = [
