@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,16 @@ def test_notebooks_are_stored_clean(path):
     assert sum("parameters" in cell["metadata"].get("tags", []) for cell in code) == 1
     assert set(book["metadata"]) == {"kernelspec"}
     assert len(code) <= 12 and not any("def " in "".join(cell["source"]) for cell in code)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_figure_has_a_caption_and_a_page_speaks_of_its_own(path):
+    shown = [cell["metadata"].get("mystnb", {}) for cell in cells(path)]
+    figures = {one["figure"]["name"]: one["figure"]["caption"] for one in shown if "figure" in one}
+    assert all(len(caption) > 40 for caption in figures.values())
+    text = "".join("".join(c["source"]) for c in cells(path) if c["cell_type"] == "markdown")
+    assert set(re.findall(r"\{numref\}`([\w-]+)`", text)) <= set(figures)
+    assert all(one["image"]["alt"] for one in shown if "image" in one)
 
 
 @pytest.mark.parametrize("study", studies.studies())

@@ -97,7 +97,7 @@ LOOK = Theme(
                 "minor_tick_line_color": None,
             },
             "Grid": {"grid_line_color": "#dddddd"},
-            "Legend": {"background_fill_color": None, "border_line_color": None, "padding": 0},
+            "Legend": {"background_fill_color": None, "border_line_color": None, "margin": 0},
             "Toolbar": {"autohide": True, "logo": None},
         }
     }

@@ -383,7 +383,8 @@ def footer(results: xr.Dataset, chapter: str) -> HTML:
     table = look(runs[columns].round({"seconds": 1}), index=False).data
     return HTML(
         f'<p class="again">Run it again: <code>transfusion run {study} --chapter {chapter}</code>, '
-        f"{hours:.1f} core-hours where these numbers were made.</p>"
+        f"{f'{hours:.1f} core-hours' if hours > 1 else f'{60 * hours:.0f} core-minutes'} "
+        "where these numbers were made.</p>"
         '<details class="provenance"><summary>Where these numbers come from</summary>'
         f"<dl>{lines}</dl>{table}</details>"
     )
