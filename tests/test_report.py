@@ -90,7 +90,7 @@ def test_answers_lead_to_their_pages_and_are_counted(cache):
 def test_a_box_has_claim_number_and_verdict():
     names = ("transfer", "small_networks", "findings")  # the last of which no run speaks to
     text = report.verdict_box(performance([0.0, 0.0]), *names).data
-    assert text.count("<p>Paper:") == 2 and "holds" in text and "p below 0.001" in text
+    assert text.count("<p>Paper:") == 2 and "holds" in text and "p&nbsp;below 0.001" in text
     assert "Transfer hardly changes the final AUC." in text and "edema" not in text
 
 

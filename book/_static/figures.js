@@ -9,8 +9,9 @@ const SAVED = {
 
 // The marks of a figure as they stand, a row each; series are told apart by the first column.
 function table(plot) {
-  const rows = plot.model.renderers.flatMap(marks);
-  const names = [...new Set(rows.flatMap(Object.keys))];
+  const rows = plot.model.renderers.filter((one) => one.glyph.type !== "Text").flatMap(marks);
+  // HoloViews keeps some columns twice, the second time under a name without signs.
+  const names = [...new Set(rows.flatMap(Object.keys))].filter((name) => !/_parenthesis/.test(name));
   const lines = rows.map((row) => names.map((name) => quoted(row[name] ?? "")));
   return [names.map(quoted), ...lines].map((line) => line.join(",") + "\r\n").join("");
 }

@@ -308,9 +308,8 @@ def tuning(results: xr.Dataset) -> hv.HoloMap:
 
 
 # `framewise`, since networks have other blocks.
-HEAT = dict(
-    framewise=True, responsive=True, tools=["hover"], toolbar=None, fontscale=1.15, title=""
-)
+HEAT = dict(framewise=True, responsive=True, tools=["hover"], toolbar=None, fontscale=1.15)
+HEAT |= dict(cmap="Blues", clim=(0, 1), colorbar=True, colorbar_position="bottom", title="")
 MEASURES = {"cca": "mean CCA", "svcca": "SVCCA", "cka": "linear CKA"}
 
 
@@ -408,7 +407,8 @@ def _null(one: xr.Dataset, kinds: Kinds) -> hv.Curve:
 
 
 def seed_pairs(results: xr.Dataset) -> hv.HoloMap:
-    """Similarity above chance, block by block, of every pair of trained networks: a row a pair."""
+    """Similarity above chance, block by block, of every pair of trained networks: a row a pair,
+    such as `r0 t1`, the random network of seed 0 and the transferred one of seed 1."""
 
     def draw(one: xr.Dataset, measure: str) -> hv.HeatMap:
         excess = one["corrected"] - one["corrected_null"]
@@ -416,12 +416,12 @@ def seed_pairs(results: xr.Dataset) -> hv.HoloMap:
         for kind in ("transfer", "random"):
             for pair in one.pair.values[between(one, "random", kind)]:
                 ends = one.sel(pair=pair)
-                name = f"random {ends.seed_a.item()}, {kind} {ends.seed_b.item()}"
+                name = f"r{ends.seed_a.item()} {kind[0]}{ends.seed_b.item()}"
                 values = excess.sel(pair=pair).values
                 cells += [(b, name, v) for b, v in zip(one.block.values, values, strict=True)]
         found = hv.HeatMap(cells, ["block", "pair"], "above chance")
-        look = dict(cmap="Blues", clim=(0, 1), colorbar=True, xlabel="block", ylabel="")
-        return found.opts(height=80 + 18 * len(cells) // len(one.block), **look, **HEAT)
+        rows = len(cells) // len(one.block)
+        return found.opts(height=140 + 18 * rows, ylabel="", **HEAT)
 
     return _by_model(results, draw)
 
@@ -434,7 +434,7 @@ def maps(results: xr.Dataset) -> hv.HoloMap:
         values = one["map"].sel(other=names).values
         cells = [(x, y, values[i, j]) for i, x in enumerate(names) for j, y in enumerate(names)]
         found = hv.HeatMap(cells, ["one network", "the other"], "similarity")
-        return found.opts(cmap="Blues", clim=(0, 1), colorbar=True, height=380, **HEAT)
+        return found.opts(height=420, **HEAT)
 
     return _by_model(results, draw)
 

@@ -25,7 +25,7 @@ def verdict_box(results: xr.Dataset, *names: str) -> HTML:
 
 
 def _box(claim: claims.Claim, finding: claims.Finding) -> str:
-    p = "" if np.isnan(finding.p) else f" <small>(p {_p(finding.p)})</small>"
+    p = "" if np.isnan(finding.p) else f" <small>(p&nbsp;{_p(finding.p)})</small>"
     return (
         f'<div class="verdict {_slug(finding.verdict)}">'
         f"<p>{badge(finding.verdict)} <b>{claim.says}.</b></p>"
