@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import threadpoolctl
 import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
-from transfusion import config, data, experiments, schedule, store
+from transfusion import config, data, experiments, render, schedule, store
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -119,6 +121,30 @@ def poison(name, size):
     images.pixels[test] = rng.integers(0, 255, images.pixels[test].shape, dtype=np.uint8)
     images.target[test] = rng.permutation(images.target[test])
     store.write_zarr(images, path)
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """A cache and a build of its own; the cache sees the tracked results."""
+    cache, build = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("build")
+    (cache / "results").mkdir()
+    for study in ("retina", "cxr"):
+        (cache / "results" / study).symlink_to(ROOT / "data_cache/results" / study)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(render, "BUILD", build / "_build")
+        yield {**os.environ, "TRANSFUSION_CACHE": str(cache), "TRANSFUSION_BUILD": str(build)}
+
+
+def transfusion(environment, *arguments):
+    command = [sys.executable, "-m", "transfusion", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def smoke(environment):
+    found = transfusion(environment, "run", "smoke")
+    assert found.returncode == 0, found.stderr
+    return environment
 
 
 def cells(path):

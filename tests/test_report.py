@@ -1,5 +1,8 @@
+import io
+
 import holoviews as hv
 import numpy as np
+import PIL.Image
 import pytest
 import xarray as xr
 from transfusion import claims, effects, figures, paper, report, representations, simulation, store
@@ -157,7 +160,7 @@ def test_series_are_named_beside_their_marks():
 def test_filters_and_contact_sheets_are_small_pictures(rng):
     assert figures.filters(rng.normal(size=(32, 3, 5, 5))).data[:4] == b"\x89PNG"
     sheet = figures.contact_sheet(rng.integers(0, 255, (2, 3, 3, 8, 8), dtype=np.uint8))
-    assert sheet.data[16:24] == (3 * 10).to_bytes(4) + (2 * 10).to_bytes(4)
+    assert PIL.Image.open(io.BytesIO(sheet.data)).size == (3 * 10, 2 * 10)
 
 
 def test_the_papers_numbers_say_how_far_to_trust_them():

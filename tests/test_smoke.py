@@ -9,33 +9,9 @@ import sys
 import pytest
 from transfusion import render, store, studies
 
-from .conftest import ROOT
+from .conftest import ROOT, transfusion
 
 OUTSIDE = re.compile(r"""(?:<script[^>]+src|<link[^>]+href|<img[^>]+src)=["'](https?:)?//""")
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """A cache and a build of its own; the cache sees the tracked results."""
-    cache, build = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("build")
-    (cache / "results").mkdir()
-    for study in ("retina", "cxr"):
-        (cache / "results" / study).symlink_to(ROOT / "data_cache/results" / study)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(render, "BUILD", build / "_build")
-        yield {**os.environ, "TRANSFUSION_CACHE": str(cache), "TRANSFUSION_BUILD": str(build)}
-
-
-def transfusion(environment, *arguments):
-    command = [sys.executable, "-m", "transfusion", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
-@pytest.fixture(scope="module")
-def smoke(environment):
-    found = transfusion(environment, "run", "smoke")
-    assert found.returncode == 0, found.stderr
-    return environment
 
 
 def test_every_chapter_is_executed(smoke, monkeypatch):
@@ -93,20 +69,6 @@ def test_pages_of_the_studies_in_git_need_neither_runs_nor_torch(smoke, no_torch
     found = transfusion(smoke | no_torch, "run", "retina", *chosen)
     assert found.returncode == 0, found.stderr
     assert render.executed("retina", "performance").exists()
-
-
-@pytest.mark.slow
-def test_the_whole_book_is_built_without_a_warning(smoke, no_torch):
-    for study in ("retina", "cxr"):
-        found = transfusion(smoke | no_torch, "run", study, "--collected")
-        assert found.returncode == 0, found.stderr
-    found = transfusion(smoke, "book", "--study", "smoke")
-    assert found.returncode == 0 and "left out" not in found.stderr, found.stderr
-    check_pages({"intro.html", "retina/performance.html", "cxr/performance.html"})
-    front = (render.BUILD / "html/intro.html").read_text()
-    table = front[front.index('<div class="claims">') : front.index("How to read a verdict")]
-    links = re.findall(r'href="([^"]+)"', table)
-    assert len(links) > 20 and all((render.BUILD / "html" / link).exists() for link in links)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Serve the files of Bokeh and Panel from the book itself, so that its figures need no network.
 
 An executed notebook names these files by their public addresses. Each is replaced, page by page,
-by a copy of the installed package's own file, at a path relative to the page.
+by a copy of the installed package's own file, at a path relative to the page. Thebe, which runs
+cells on a server, is left out.
 """
 
 import re
@@ -46,7 +47,19 @@ def localise(app, page, template, context, doctree):
     context["body"] = body
 
 
+def without_thebe(app, page, template, context, doctree):
+    """Jupyter Book always loads it, twice, which is an error in each page's console."""
+    kept = [s for s in context.get("script_files", []) if not _of_thebe(s)]
+    context["script_files"] = kept
+
+
+def _of_thebe(script):
+    words = str(getattr(script, "filename", script)) + str(getattr(script, "attributes", ""))
+    return "thebe" in words.lower()
+
+
 def setup(app):
     # After myst-nb has filled in the outputs.
     app.connect("html-page-context", localise, priority=900)
+    app.connect("html-page-context", without_thebe, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

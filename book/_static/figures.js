@@ -51,6 +51,14 @@ function finish(figure, plot) {
   figure.querySelector("figcaption").before(row);
 }
 
+// Panel writes a slider's name above it, where only eyes find it.
+function nameSliders() {
+  for (const slider of window.Bokeh?.index?.query((view) => view.model.type === "Slider") ?? []) {
+    const [name] = slider.parent.model.children[0].text.split(":");
+    slider.shadow_el.querySelector(".noUi-handle").setAttribute("aria-label", name);
+  }
+}
+
 // Bokeh draws when it likes, and puts each plot under shadow roots.
 function place(plot) {
   let host = plot.el;
@@ -64,5 +72,7 @@ const waiting = setInterval(() => {
     if (figure && !figure.querySelector(".figure-save")) finish(figure, plot);
   }
   const drawn = document.querySelectorAll("figure:has([data-root-id]) .figure-save").length;
-  if (drawn === document.querySelectorAll("figure:has([data-root-id])").length) clearInterval(waiting);
+  if (drawn < document.querySelectorAll("figure:has([data-root-id])").length) return;
+  nameSliders();
+  clearInterval(waiting);
 }, 250);

@@ -557,17 +557,22 @@ def _images(simulated: xr.Dataset) -> dict:
 
 def contact_sheet(images: np.ndarray) -> Image:
     """Images (row, column, channel, y, x) uint8 as one picture, which unlike a plot stays small."""
+    return _picture(_sheet(images), "jpeg")
+
+
+def _sheet(images: np.ndarray) -> np.ndarray:
+    """(row, column, channel, y, x) side by side, framed in white: (y, x, channel)."""
     rows, columns, _, height, width = images.shape
     framed = np.pad(images, ((0, 0), (0, 0), (0, 0), (0, 2), (0, 2)), constant_values=255)
-    sheet = framed.transpose(0, 3, 1, 4, 2).reshape(rows * (height + 2), columns * (width + 2), 3)
-    return _png(sheet)
+    sheet = framed.transpose(0, 3, 1, 4, 2)
+    return sheet.reshape(rows * (height + 2), columns * (width + 2), 3)
 
 
 def filters(weights: np.ndarray, columns: int = 16, scale: int = 8) -> Image:
     """First-layer filters (filter, channel, y, x) in grey, largest first, each in its own range."""
     grey = weights.mean(1)
     grey = grey[np.argsort(-np.linalg.norm(grey.reshape(len(grey), -1), axis=1))]
-    return contact_sheet(_pixels(grey[: len(grey) - len(grey) % columns], columns, scale))
+    return _picture(_sheet(_pixels(grey[: len(grey) - len(grey) % columns], columns, scale)), "png")
 
 
 def first_filters(results: xr.Dataset, columns: int = 8) -> hv.HoloMap:
@@ -616,10 +621,14 @@ def _pixels(grey: np.ndarray, columns: int, scale: int) -> np.ndarray:
     return pixels.repeat(3, axis=2)
 
 
-def _png(pixels: np.ndarray) -> Image:
+def _picture(pixels: np.ndarray, kind: str) -> Image:
     buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, "png", optimize=True)
-    return Image(buffer.getvalue(), format="png")
+    PIL.Image.fromarray(pixels).save(buffer, kind, optimize=True, **QUALITY[kind])
+    return Image(buffer.getvalue(), format=kind)
+
+
+# Photographs, drawn ones too, take a fifth of the room as JPEG; patches of few tones are exact.
+QUALITY = {"jpeg": {"quality": 90}, "png": {}}
 
 
 def reached(results: xr.Dataset, level: float) -> xr.DataArray:

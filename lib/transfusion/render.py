@@ -248,7 +248,7 @@ def _pages(main: str) -> dict[str, tuple[str, str]]:
 
 
 def _sources() -> list[Path]:
-    kinds = (".md", ".yml", ".bib", ".csv", ".py", ".css", ".js", ".svg", ".png")
+    kinds = (".md", ".yml", ".csv", ".py", ".css", ".js", ".svg", ".png")
     paths = (p for p in BOOK.rglob("*") if p.suffix in kinds and p.is_file())
     return [p for p in paths if not p.is_relative_to(BUILD) and "__pycache__" not in p.parts]
 

@@ -344,9 +344,9 @@ def _ratio(row: pd.Series) -> str:
 
 
 def look(frame: pd.DataFrame, *, index: bool = True) -> HTML:
-    """A table with a stable id, styled by the book."""
+    """A table, styled by the book; where it is wider than a phone, keys can scroll it too."""
     table = frame.to_html(classes="dataframe", border=0, index=index, escape=False)
-    return HTML(f'<div class="table-wrap">{table}</div>')
+    return HTML(f'<div class="table-wrap" tabindex="0">{table}</div>')
 
 
 def glue(**values: object) -> None:
