@@ -1,8 +1,8 @@
 """The whole book as a reader meets it: every page in Chromium, without network, on a wide and on a
 narrow window, in light and in dark.
 
-Needs `make install-browser` and a Chromium; the variable TRANSFUSION_BOOK names a book that is
-already built.
+Needs the extra `browser`, which `make test-all` installs, and a Chromium; the variable
+TRANSFUSION_BOOK names a book that is already built.
 """
 
 import io
@@ -76,7 +76,7 @@ def html(request, no_torch):
 
 @pytest.fixture(scope="module")
 def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="make install-browser")
+    playwright = pytest.importorskip("playwright.sync_api", reason="make test-all installs it")
     found = shutil.which("chromium") or shutil.which("google-chrome")
     if not found:
         pytest.skip("no Chromium here: install one, on Debian `apt install chromium`")

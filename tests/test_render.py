@@ -1,13 +1,16 @@
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from unittest import mock
 
 import nbformat
 import papermill
 import pytest
+import yaml
 from transfusion import render, studies
 
 from .conftest import ROOT, cells
@@ -206,3 +209,54 @@ def test_a_page_that_was_left_out_leaves_the_staged_book(without_build):
     old.write_text("# An old page")
     render.book("smoke")
     assert not old.exists() and (without_build / "scope.md").exists()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_saving_a_notebook_that_was_only_run_changes_no_byte(path, tmp_path):
+    book = nbformat.read(path, as_version=4)
+    book.metadata["language_info"] = {"name": "python", "version": "3.13"}
+    book.metadata["kernelspec"]["display_name"] = "Another"
+    for cell in book.cells:
+        cell.metadata["collapsed"] = True
+        if cell.cell_type == "code":
+            cell.outputs = [nbformat.v4.new_output("stream", text="trained")]
+            cell.execution_count = 7
+    model = {"type": "notebook", "content": book}
+    manager = mock.Mock(root_dir=str(BOOK))
+    render.before_saving(model, path.name, manager)
+    assert f"{nbformat.writes(book)}\n".encode() == path.read_bytes()
+    executed = tmp_path / path.name
+    shutil.copy(path, executed)
+    render.strip_file(executed)
+    assert executed.read_bytes() == path.read_bytes()
+
+
+def test_other_notebooks_are_saved_as_they_are(tmp_path):
+    cell = nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("stream", text="1")])
+    book = nbformat.v4.new_notebook(cells=[cell])
+    model = {"type": "notebook", "content": book}
+    render.before_saving(model, "mine.ipynb", mock.Mock(root_dir=str(tmp_path)))
+    assert cell.outputs
+
+
+def test_the_book_as_one_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(render, "BUILD", tmp_path)
+    for name in ("index.html", "retina/performance.html"):
+        (tmp_path / "html" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "html" / name).write_text(name)
+    first = render.zipped().read_bytes()
+    os.utime(tmp_path / "html/index.html", (0, 0))
+    assert render.zipped().read_bytes() == first
+    with zipfile.ZipFile(tmp_path / "transfusion-book.zip") as file:
+        assert file.read("transfusion-book/retina/performance.html") == b"retina/performance.html"
+        assert {name.split("/")[0] for name in file.namelist()} == {"transfusion-book"}
+    assert {path.name for path in tmp_path.iterdir()} == {"html", "transfusion-book.zip"}
+
+
+def test_launch_buttons_are_there_only_where_a_repository_is_named(monkeypatch):
+    monkeypatch.delenv("TRANSFUSION_REPOSITORY", raising=False)
+    assert render._settings() == (BOOK / "_config.yml").read_bytes()
+    monkeypatch.setenv("TRANSFUSION_REPOSITORY", "https://example.org/a/book")
+    settings = yaml.safe_load(render._settings())
+    assert settings["repository"]["url"] == "https://example.org/a/book"
+    assert "binderhub_url" in settings["launch_buttons"]

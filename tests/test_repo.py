@@ -36,10 +36,9 @@ def test_every_dependency_has_an_exact_version_and_a_reason():
     }
     reasons = (ROOT / "CONTRIBUTING.md").read_text()
     names = [re.split(r"[<>=\s]", name)[0] for name in PROJECT["dependencies"]]
-    for name in [*names, *PROJECT["optional-dependencies"]["dev"]]:
-        assert name.lower() in exact, name
+    names += [name for extra in PROJECT["optional-dependencies"].values() for name in extra]
     for name in names:
-        assert name in reasons, name
+        assert name.lower() in exact and name in reasons, name
 
 
 def test_the_library_is_tracked_and_results_alone_of_the_cache():

@@ -70,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
 
     book = _verb(verbs, "book", _book, "build the book from rendered chapters")
     book.add_argument("--study", default="quick", help="the study shown on the main pages")
+    book.add_argument("--zip", action="store_true", help="also as one file, to pass on")
+
+    strip = _verb(verbs, "strip", _strip, "take what an execution left out of notebooks, in place")
+    strip.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
 
     data = _verb(verbs, "data", _data, "check and prepare a collection of images")
     data.add_argument("name", help="eyepacs, nih, chexpert, a MedMNIST set, or a name of your own")
@@ -176,6 +180,15 @@ def _book(arguments: argparse.Namespace) -> None:
     from transfusion import render
 
     print(f"The book is at {render.book(arguments.study)}")
+    if arguments.zip:
+        print(f"and in {render.zipped()}")
+
+
+def _strip(arguments: argparse.Namespace) -> None:
+    from transfusion import render
+
+    for notebook in arguments.notebooks:
+        render.strip_file(notebook)
 
 
 def _data(arguments: argparse.Namespace) -> None:

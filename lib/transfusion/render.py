@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -29,6 +30,7 @@ LITERALS: dict[str, type | tuple[type, ...]] = {
     "list": list,
     "dict": dict,
 }
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 RANDOM_ID = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|\b[0-9a-f]{32}\b"
 )
@@ -154,6 +156,29 @@ def _shows(output: nbformat.NotebookNode) -> bool:
     return output.output_type != "stream" and bool(output.get("data"))
 
 
+def strip(notebook: dict) -> None:
+    """Without what an execution or an editor leaves: a notebook as git has it."""
+    notebook["metadata"] = {"kernelspec": KERNEL}
+    for cell in notebook["cells"]:
+        cell["metadata"] = {n: v for n, v in cell["metadata"].items() if n in ("mystnb", "tags")}
+        if cell["cell_type"] == "code":
+            cell["outputs"], cell["execution_count"] = [], None
+
+
+def strip_file(path: Path) -> None:
+    """The same in place, in the form in which JupyterLab saves."""
+    notebook = nbformat.read(path, as_version=4)
+    strip(notebook)
+    _sync(path, f"{nbformat.writes(notebook)}\n".encode())
+
+
+def before_saving(model: dict, path: str, contents_manager, **_) -> None:
+    """JupyterLab's hook: notebooks of the book are stripped, others are saved as they are."""
+    place = Path(contents_manager.root_dir, path.strip("/")).resolve()
+    if model["type"] == "notebook" and place.parent == BOOK:
+        strip(model["content"])
+
+
 def entitle(notebook: nbformat.NotebookNode, study: str) -> nbformat.NotebookNode:
     """Say in the title what the page's images are, since other pages have the same claim."""
     first = notebook.cells[0]
@@ -198,6 +223,7 @@ def book(main: str = "quick") -> Path:
         )
     for page in pages.keys() - missing:
         staged[Path(f"{page}.ipynb")] = _page(*pages[page], main, missing).encode()
+    staged[Path("_config.yml")] = _settings()
     staged[Path("_toc.yml")] = yaml.safe_dump(_contents(missing), sort_keys=False).encode()
     for path, content in staged.items():
         _sync(site / path, content)
@@ -206,6 +232,35 @@ def book(main: str = "quick") -> Path:
             path.unlink()
     _build(site, strict=not missing)
     return BUILD / "html" / "index.html"
+
+
+def zipped() -> Path:
+    """The built book as one file to pass on; the same pages give the same bytes."""
+    target, html = BUILD / "transfusion-book.zip", BUILD / "html"
+    with store.atomic(target) as temporary, zipfile.ZipFile(temporary, "w") as file:
+        for path in sorted(path for path in html.rglob("*") if path.is_file()):
+            entry = zipfile.ZipInfo(f"transfusion-book/{path.relative_to(html).as_posix()}")
+            entry.external_attr = 0o644 << 16  # else nobody may read what is unpacked
+            file.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
+    return target
+
+
+def _settings() -> bytes:
+    """Those of the book, as they stand; or with launch buttons on pages whose notebook is in git,
+    where TRANSFUSION_REPOSITORY is the address of a public repository on GitHub."""
+    text = (BOOK / "_config.yml").read_bytes()
+    address = os.environ.get("TRANSFUSION_REPOSITORY")
+    if not address:
+        return text
+    settings = yaml.safe_load(text)
+    settings["repository"] = {"url": address, "branch": "main", "path_to_book": "book"}
+    settings["launch_buttons"] = {
+        "binderhub_url": "https://mybinder.org",
+        "colab_url": "https://colab.research.google.com",
+        "notebook_interface": "jupyterlab",
+    }
+    settings["sphinx"]["local_extensions"]["launch_sources"] = "_ext/"
+    return yaml.safe_dump(settings).encode()
 
 
 def _build(site: Path, *, strict: bool) -> None:
@@ -250,7 +305,8 @@ def _pages(main: str) -> dict[str, tuple[str, str]]:
 def _sources() -> list[Path]:
     kinds = (".md", ".yml", ".csv", ".py", ".css", ".js", ".svg", ".png")
     paths = (p for p in BOOK.rglob("*") if p.suffix in kinds and p.is_file())
-    return [p for p in paths if not p.is_relative_to(BUILD) and "__pycache__" not in p.parts]
+    out = {"__pycache__", ".ipynb_checkpoints"}
+    return [p for p in paths if not p.is_relative_to(BUILD) and not out & {*p.parts}]
 
 
 def _page(study: str, chapter: str, main: str, missing: list[str]) -> str:
