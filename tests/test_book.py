@@ -122,6 +122,7 @@ def switch(page, mode):
             break
         page.evaluate("document.querySelector('.theme-switch-button').click()")
     assert page.evaluate("document.documentElement.dataset.theme") == mode
+    page.evaluate("document.getAnimations().forEach((one) => one.finish())")  # colours that fade
 
 
 def axe(page):

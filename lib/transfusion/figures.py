@@ -48,6 +48,7 @@ BLOCKS = {
     **{"block3": "#4fa845", "block4": "#b5a200", "block5": "#e0a100"},
 }
 NULL = "#666666"
+FEW = 3  # series at most are named beside their marks, more in a legend
 Kinds = dict[str, tuple[np.ndarray, str]]  # label: mask of pairs, init that they are coloured by
 TITLES = {
     "cbr_tiny": "CBR-Tiny",
@@ -200,7 +201,7 @@ def _model_curves(results: xr.Dataset, over: str, most: int) -> hv.Overlay:
         dots = hv.Scatter(mean.data, "step", "validation AUC", label=title(name))
         layers += [mean.opts(color=color, line_width=3), dots.opts(size=7, **_mark(name))]
         ends[str(name)] = float(mean.data["validation AUC"].iloc[-1])
-    few = most <= 3
+    few = most <= FEW
     last, height = int(results.step.max()), 340 if few else 380 + 26 * most
     reach = float(results["auc"].max() - results["auc"].min())
     if few:
@@ -352,7 +353,7 @@ def blocks_of(results: xr.Dataset, model: str, measure: str) -> xr.Dataset:
 def _by_block(results: xr.Dataset, one: xr.Dataset, measure: str, kinds: Kinds) -> hv.Overlay:
     layers = [_null(one, kinds)]
     layers += [_pairs(one.isel(pair=mask), label, init) for label, (mask, init) in kinds.items()]
-    few, colors = len(kinds) <= 3, [NULL, *(_look(init)[0] for _, init in kinds.values())]
+    few, colors = len(kinds) <= FEW, [NULL, *(_look(init)[0] for _, init in kinds.values())]
     if few:
         top = len(one.block) - 1
         ends = [m.data["similarity"][m.data["block"] > top - 0.5].mean() for m in layers]
@@ -581,12 +582,14 @@ def first_filters(results: xr.Dataset, columns: int = 8) -> hv.HoloMap:
     last = json.loads(results.attrs["parameters"])["steps"]
     models = results.model.values[::-1]
     rows = -(-results.sizes["filter"] // columns)
+    grey = results["grey"].sel(state=["initial", "final"]).assign_coords(state=[0, last])
     drawn = {
-        (title(model), title(init), step): _tiles(results["grey"].sel(at), rows, columns)
+        (title(model), title(init), step): _tiles(
+            grey.sel(model=model, init=init, state=step), rows, columns
+        )
         for model in models
         for init in results.init.values
-        for state, step in (("initial", 0), ("final", last))
-        for at in [{"model": model, "init": init, "state": state}]
+        for step in (0, last)
     }
     dimensions = [
         hv.Dimension("model", values=[title(model) for model in models]),
@@ -621,14 +624,14 @@ def _pixels(grey: np.ndarray, columns: int, scale: int) -> np.ndarray:
     return pixels.repeat(3, axis=2)
 
 
+# Photographs, drawn ones too, take a fifth of the room as JPEG; patches of few tones are exact.
+QUALITY = {"jpeg": {"quality": 90}, "png": {}}
+
+
 def _picture(pixels: np.ndarray, kind: str) -> Image:
     buffer = io.BytesIO()
     PIL.Image.fromarray(pixels).save(buffer, kind, optimize=True, **QUALITY[kind])
     return Image(buffer.getvalue(), format=kind)
-
-
-# Photographs, drawn ones too, take a fifth of the room as JPEG; patches of few tones are exact.
-QUALITY = {"jpeg": {"quality": 90}, "png": {}}
 
 
 def reached(results: xr.Dataset, level: float) -> xr.DataArray:

@@ -35,10 +35,10 @@ def _box(claim: claims.Claim, finding: claims.Finding) -> str:
 
 def answers(table: pd.DataFrame, study: str, *names: str) -> HTML:
     """Each claim with its verdict out of `claims.table`, which leads to the study's page."""
+    found = {claims.CLAIMS[name]: table.loc[name] for name in names}
     lines = [
-        f"<p>{claims.CLAIMS[name].says}: {_told(table.loc[name], f'{study}/{page}.html')}</p>"
-        for name in names
-        for page in [claims.CLAIMS[name].chapter]
+        f"<p>{claim.says}: {_told(row, f'{study}/{claim.chapter}.html')}</p>"
+        for claim, row in found.items()
     ]
     return HTML(f'<div class="answers">{"".join(lines)}</div>')
 
