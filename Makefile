@@ -33,8 +33,9 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/typos
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/pytest --noconftest tests/test_links.py
 
-# Links that lead elsewhere; those within are a test.
+# Links that lead elsewhere; `check` follows those within.
 links: install
 	$(PIP) '.[links]'
 	$(BIN)/lychee --no-progress *.md params/*.md book/*.md book/guide/*.md book/*.ipynb

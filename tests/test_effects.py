@@ -525,6 +525,7 @@ def test_no_rows_decide_nothing():
 
 def test_a_number_never_travels_alone():
     assert effects.spread(0.44, -0.12, 1, 4, unit=" points") == "+0.4 points [-0.1, +1.0] (n = 4)"
+    assert effects.spread(-0.04, -0.12, 0.04, 4) == "+0.0 [-0.1, +0.0] (n = 4)"
     assert effects.ratio(effects.speedups(curves(300, 100)).iloc[0]) == (
         f"3.0 times [3.0, 3.0] (n = {SEEDS})"
     )

@@ -64,6 +64,17 @@ def test_a_killed_process_takes_only_its_own_run_along(cache, monkeypatch):
     assert runs[1].key in str(failed.value) and runs[2].key not in str(failed.value)
 
 
+def test_a_notebook_shows_a_bar_and_a_log_a_line_a_task(monkeypatch, capsys):
+    tasks = [None, None]  # what they are does not matter here
+    monkeypatch.setitem(sys.modules, "ipykernel", json)
+    schedule._finish(tasks, [("a", None), ("b", None)])
+    assert "2/2" in capsys.readouterr().err
+    monkeypatch.delitem(sys.modules, "ipykernel")
+    schedule._finish(tasks, [("a", None), ("b", None)])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["1 of 2 computed", "2 of 2 computed"]
+
+
 def test_images_are_drawn_once_and_what_is_needed_goes_first(cache):
     runs = experiments.runs("performance", **KNOBS)
     tasks = schedule.missing(runs)

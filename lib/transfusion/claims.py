@@ -117,16 +117,16 @@ def frozen_features(results: xr.Dataset) -> Finding:
 def other_features(results: xr.Dataset) -> Finding:
     """Of large networks and of small ones; nothing without the large."""
     table = representations.gap_verdicts(representations.gaps(results))
-    return _finding(table, "gap", "", 3, LARGE) if LARGE in table.index else NOTHING
+    return _finding(table, "gap", " CCA", 3, LARGE) if LARGE in table.index else NOTHING
 
 
 def size(results: xr.Dataset) -> Finding:
     table = _rows(representations.size_effects(results), init="random")
-    return _finding(table, "difference", "", 3)
+    return _finding(table, "difference", " CCA", 3)
 
 
 def low_reuse(results: xr.Dataset) -> Finding:
-    return _finding(representations.reuse(results), "low minus rest", "", 3, LARGE)
+    return _finding(representations.reuse(results), "low minus rest", " CCA", 3, LARGE)
 
 
 def foretelling(results: xr.Dataset) -> Finding:
@@ -139,18 +139,18 @@ def foretelling(results: xr.Dataset) -> Finding:
 
 
 def moving(results: xr.Dataset) -> Finding:
-    return _finding(representations.further(results), "further", " % of a filter", 0)
+    return _finding(representations.further(results), "further", " % of a filter's length", 0)
 
 
 def gabor_filters(results: xr.Dataset) -> Finding:
     """Both halves: none learned from random init, some erased from pretrained weights."""
     table = representations.movements(results)
-    halves = [representations.gabor_changes(table, init) for init in effects.BOTH]
-    if any(half.empty for half in halves):
+    halves = {init: representations.gabor_changes(table, init) for init in effects.BOTH}
+    if any(half.empty for half in halves.values()):
         return NOTHING
-    most = _rows(table, init="transfer").drop(index=LARGE, errors="ignore")["gabors before"].max()
-    words = f"up to {most:.0f} % of their pretrained filters were Gabors"
-    return Finding(*effects.overall(pd.concat(halves)), words)
+    both = pd.concat(halves, names=["init"]).swaplevel()
+    found = _finding(both, "change", " % of the filters", 0)
+    return found._replace(found=f"Gabors {found.found}")
 
 
 def scaling(results: xr.Dataset) -> Finding:
@@ -206,7 +206,7 @@ def any_recipe(results: xr.Dataset) -> Finding:
     if table.empty:
         return NOTHING
     words = "; ".join(
-        f"{variant}: {group['gain'].mean():+.1f} points"
+        f"{variant}: {_told(effects.clearest(group.droplevel('variant')), 'gain', ' points', 1)}"
         for variant, group in table.groupby(level="variant", sort=False)
     )
     return Finding(*effects.stable(table), words)
@@ -239,7 +239,7 @@ def _interaction() -> str:
 
 def _cca_gap() -> str:
     value = paper.numbers("Figure 2", "cca")["value"]
-    return f"{value[LARGE, 'random'] - value[LARGE, 'transfer']:+.3f}, ResNet-50 (Figure 2)"
+    return f"{value[LARGE, 'random'] - value[LARGE, 'transfer']:+.3f} CCA, ResNet-50 (Figure 2)"
 
 
 def _mean_var() -> str:

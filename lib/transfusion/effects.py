@@ -553,7 +553,8 @@ def telling(table: pd.DataFrame) -> pd.DataFrame:
 
 def spread(mean: float, low: float, high: float, n: int, digits: int = 1, unit: str = "") -> str:
     """`+0.4 points [-0.1, 0.9] (n = 4)`: a number never travels alone."""
-    values = f"{mean:+.{digits}f}{unit} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    # `z`: what rounds to nought is +0.0, never -0.0.
+    values = f"{mean:+z.{digits}f}{unit} [{low:+z.{digits}f}, {high:+z.{digits}f}]"
     return f"{values} (n = {n})"
 
 

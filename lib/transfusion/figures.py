@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import textwrap
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -48,6 +49,7 @@ BLOCKS = {
     **{"block3": "#4fa845", "block4": "#b5a200", "block5": "#e0a100"},
 }
 NULL = "#666666"
+INK = "#333333"
 FEW = 3  # series at most are named beside their marks, more in a legend
 Kinds = dict[str, tuple[np.ndarray, str]]  # label: mask of pairs, init that they are coloured by
 TITLES = {
@@ -66,6 +68,8 @@ TITLES = {
     "scale_matched": "scale matched",
     "batch_norm": "batch norm alone",
     "gabor": "synthetic Gabors",
+    "fundus": "retinas",
+    "cxr": "chest films",
 }
 
 
@@ -222,7 +226,7 @@ def _curve(steps: np.ndarray, values: np.ndarray, label: str = "") -> hv.Curve:
 def intervals(table: pd.DataFrame, name: str, xlabel: str) -> hv.Overlay:
     """Effects with their 95 % intervals, one row each, as `effects` gives them; 0 is dashed."""
     labels = [
-        ", ".join(title(v) if isinstance(v, str) else f"{v:,} images" for v in key)
+        _folded(", ".join(title(v) if isinstance(v, str) else f"{v:,} images" for v in key))
         for key in table.index.to_frame().itertuples(index=False)
     ]
     frame = table[[name, "low", "high"]].reset_index(drop=True)
@@ -242,6 +246,11 @@ def intervals(table: pd.DataFrame, name: str, xlabel: str) -> hv.Overlay:
     return hv.Overlay(layers).opts(height=90 + 34 * len(frame), show_legend=False, **axes)
 
 
+def _folded(label: str) -> str:
+    """The name of a row, in lines that leave room for its marks on a phone."""
+    return "\n".join(textwrap.wrap(label, 24, break_on_hyphens=False))
+
+
 def arms(results: xr.Dataset, measure: str = "test_auc", label: str = "test AUC (%)") -> hv.Overlay:
     """Every model and init that was run, a row each; a mark is a seed."""
     values = 100 * results[measure]
@@ -255,9 +264,9 @@ def arms(results: xr.Dataset, measure: str = "test_auc", label: str = "test AUC 
         frame = pd.DataFrame({label: found, "row": row, "seed": results.seed.values})
         marks = hv.Scatter(frame, label, ["row", "seed"])
         layers.append(marks.opts(tools=["hover"], size=10, **_mark(str(init))))
-        ticks.append((row, f"{title(str(model))}, {title(str(init))}"))
+        ticks.append((row, _folded(f"{title(str(model))}, {title(str(init))}")))
     axes = dict(yticks=ticks, ylabel="", xlabel=label, ylim=(-0.6, len(pairs) - 0.4))
-    return hv.Overlay(layers).opts(height=120 + 30 * len(pairs), show_legend=False, **axes)
+    return hv.Overlay(layers).opts(height=120 + 34 * len(pairs), show_legend=False, **axes)
 
 
 COSTS = {
@@ -278,10 +287,31 @@ def efficiency(results: xr.Dataset) -> hv.HoloMap:
             one = one.assign(cost=one[name] / unit, AUC=100 * one["test_auc"])
             one["model"] = one["model"].map(title)
             marks = hv.Scatter(one, "cost", ["AUC", "model", "seed"], label=title(str(init)))
-            layers.append(marks.opts(tools=["hover"], size=11, **_mark(str(init))))
-        axes = dict(logx=True, xlabel=label, ylabel="test AUC (%)", framewise=True)
+            layers.append(marks.opts(tools=["hover"], size=11, framewise=True, **_mark(str(init))))
+        spent = (results[name] / unit).median({"init", "seed"} & {*results[name].dims})
+        layers.append(_columns(spent.to_series(), 100 * results["test_auc"], ["cost", "AUC"]))
+        axes = dict(xlabel=label, ylabel="test AUC (%)", framewise=True, **_log_axis(spent))
         found[label.partition(" (")[0]] = hv.Overlay(layers).opts(**axes)
     return hv.HoloMap(found, hv.Dimension("cost", values=list(found)), sort=False)
+
+
+def _columns(places: pd.Series, values: xr.DataArray, axes: list[str]) -> hv.Labels:
+    """The name of each model above its column of marks: `places` gives its x, `values` all y.
+    Neighbours stand in different lines, since a phone has no room for them beside each other."""
+    top, line = float(values.max()), 0.09 * float(values.max() - values.min())
+    ordered = enumerate(places.dropna().sort_values().items())
+    rows = [(x, top + line * (1 + rank % 3), title(str(name))) for rank, (name, x) in ordered]
+    rows += [(end, top, "") for end in (places.min() / 2, places.max() * 2)]  # room for them
+    words = dict(text_color=INK, text_align="center", text_font_size="10pt", framewise=True)
+    return hv.Labels(rows, axes, "name").opts(**words)
+
+
+def _log_axis(values: xr.DataArray) -> dict:
+    """Ticks in plain numbers."""
+    steps = [float(f"{digit}e{power}") for power in range(-3, 7) for digit in (1, 2, 5)]
+    low, high = float(values.min()) / 2, float(values.max()) * 2
+    ticks = [(step, f"{step:,g}") for step in steps if low <= step <= high]
+    return dict(logx=True, xticks=ticks, padding=(0, 0.1))
 
 
 def best_validation(results: xr.Dataset) -> xr.DataArray:
@@ -357,7 +387,7 @@ def _by_block(results: xr.Dataset, one: xr.Dataset, measure: str, kinds: Kinds) 
     if few:
         top = len(one.block) - 1
         ends = [m.data["similarity"][m.data["block"] > top - 0.5].mean() for m in layers]
-        heights = zip(_apart(ends, 0.12), layers, colors, strict=True)
+        heights = zip(_apart(ends, 0.16), layers, colors, strict=True)
         places = [(top + 0.4, h, m.label.replace(", ", ",\n"), color) for h, m, color in heights]
         layers.append(_names(places, ["block", "similarity"], "left"))
     # The same for all models, since one frame of a HoloMap sets the limits of all.
@@ -442,19 +472,20 @@ def maps(results: xr.Dataset) -> hv.HoloMap:
 
 def against_size(kept: xr.DataArray, parameters: xr.DataArray) -> hv.Overlay:
     """What a network keeps of its start, above chance and averaged over depth, against its size."""
-    layers = []
+    layers, millions = [], parameters.sel(model=kept.model) / 1e6
     for init in kept.init.values:
         points = kept.sel(init=init).mean("depth")
         frame = points.to_dataframe("similarity to the start").reset_index()
-        frame["parameters"] = [int(parameters.sel(model=m)) for m in frame["model"]]
+        frame["parameters"] = [float(millions.sel(model=m)) for m in frame["model"]]
         frame["model"] = frame["model"].map(title)
         marks = hv.Scatter(
             frame, "parameters", ["similarity to the start", "model", "seed"], label=title(init)
         )
         layers.append(marks.opts(tools=["hover"], size=11, **_mark(init)))
-    ticks = [(number, f"{number / 1e6:g} M") for number in (1e6, 2e6, 5e6, 1e7, 2e7, 5e7, 1e8)]
-    axes = dict(logx=True, xticks=ticks, ylabel="similarity to the start, above chance")
-    return hv.Overlay(layers).opts(**axes)
+    found = kept.mean("depth")
+    layers.append(_columns(millions.to_series(), found, ["parameters", "similarity to the start"]))
+    labels = dict(xlabel="parameters (millions)", ylabel="similarity to the start, above chance")
+    return hv.Overlay(layers).opts(**labels, **_log_axis(millions))
 
 
 def neurons(one: xr.Dataset, kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -551,9 +582,11 @@ def chance(simulated: xr.Dataset) -> hv.Overlay:
 
 
 def _images(simulated: xr.Dataset) -> dict:
-    """Axes: each number of images that was drawn, and mean CCA."""
-    ticks = [(int(count), f"{count:,}") for count in simulated.images.values]
-    return dict(logx=True, xticks=ticks, xlabel="images", ylabel="mean CCA")
+    """Axes: every other number of images that was drawn, and mean CCA."""
+    counts = simulated.images.values
+    ticks = [(int(count), f"{count:,}") for count in counts[::2]]
+    ends = dict(xlim=(0.85 * int(counts[0]), 1.18 * int(counts[-1])))
+    return dict(logx=True, xticks=ticks, xlabel="images", ylabel="mean CCA", **ends)
 
 
 def contact_sheet(images: np.ndarray) -> Image:
@@ -580,7 +613,7 @@ def first_filters(results: xr.Dataset, columns: int = 8) -> hv.HoloMap:
     """First-layer filters of one network in grey, each in its own range; a slider leads from the
     start of training to its end."""
     last = json.loads(results.attrs["parameters"])["steps"]
-    models = results.model.values[::-1]
+    models, inits = results.model.values[::-1], results.init.values[::-1]  # the most telling first
     rows = -(-results.sizes["filter"] // columns)
     grey = results["grey"].sel(state=["initial", "final"]).assign_coords(state=[0, last])
     drawn = {
@@ -588,12 +621,12 @@ def first_filters(results: xr.Dataset, columns: int = 8) -> hv.HoloMap:
             grey.sel(model=model, init=init, state=step), rows, columns
         )
         for model in models
-        for init in results.init.values
+        for init in inits
         for step in (0, last)
     }
     dimensions = [
         hv.Dimension("model", values=[title(model) for model in models]),
-        hv.Dimension("start", values=[title(init) for init in results.init.values]),
+        hv.Dimension("start", values=[title(init) for init in inits]),
         hv.Dimension("training step", values=[0, last]),
     ]
     return hv.HoloMap(drawn, dimensions, sort=False)

@@ -63,13 +63,17 @@ def claims_table(columns: Iterable[str], main: str) -> HTML:
         for study, table in tables.items():
             page = f"{'' if study == main else f'{study}/'}{claim.chapter}.html"
             told = _told(table.loc[name], page) if name in table.index else ""
-            cells += _cell(_heading(study), told)
+            cells += _cell(_heading(study), told or NOT_ASKED)
         rows.append(f"<tr>{cells}</tr>")
     head = "".join(f'<th scope="col">{words}</th>' for words in heads)
     return HTML(
         f'<div class="claims"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+# A claim that no run of a study speaks to; a phone leaves it out.
+NOT_ASKED = '<span class="not-asked">–</span>'
 
 
 def _heading(study: str) -> str:
@@ -124,10 +128,16 @@ def counted(verdicts: list[str], names: Iterable[str] = ()) -> str:
     for verdict in metrics.VERDICTS:
         chosen = [i for i, v in enumerate(verdicts) if v == verdict]
         if chosen and names:
-            found.append(f"{verdict} for {' and '.join(figures.title(names[i]) for i in chosen)}")
+            found.append(f"{verdict} for {_listed(figures.title(names[i]) for i in chosen)}")
         elif chosen:
             found.append(f"{verdict} {len(chosen)} of {len(verdicts)} times")
     return "; ".join(found)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """`A`, `A and B`, `A, B and C`."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def badge(verdict: str) -> str:
@@ -160,7 +170,7 @@ def _printed(numbers: pd.DataFrame, model, init: str) -> str:
     if (model, init) not in numbers.index:
         return "–"
     row = numbers.loc[(model, init)]
-    mark = "" if row["confidence"] != "unconfirmed" else " (unconfirmed)"
+    mark = "" if row["confidence"] != "unconfirmed" else "†"
     return f"{row['value']:g}{mark}"
 
 
@@ -188,7 +198,8 @@ def _labels(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _spread(row: pd.Series, name: str, digits: int = 1) -> str:
-    return effects.spread(row[name], row["low"], row["high"], int(row["n"]), digits=digits)
+    words = effects.spread(row[name], row["low"], row["high"], int(row["n"]), digits=digits)
+    return _whole(words)
 
 
 def _ends(row: pd.Series, name: str, digits: int) -> str:
@@ -296,9 +307,10 @@ def measures_table(results: xr.Dataset) -> HTML:
 def effects_table(table: pd.DataFrame, name: str, digits: int = 1) -> HTML:
     """A measured value with interval and n, one row a combination of labels."""
     shown = table.reset_index()
-    ends = shown[[name, "low", "high"]].map(lambda value: f"{value:.{digits}f}")
+    ends = shown[[name, "low", "high"]].map(lambda value: f"{value:z.{digits}f}")
     values = [f"{mean} [{low}, {high}]" for mean, low, high in ends.values]
-    return look(_labels(table).assign(**{name: values, "n": shown["n"]}), index=False)
+    named = {name.replace("R2", "R²"): values, "n": shown["n"]}
+    return look(_labels(table).assign(**named), index=False)
 
 
 def movement_table(table: pd.DataFrame) -> HTML:

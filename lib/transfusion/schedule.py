@@ -124,10 +124,11 @@ def _finish(todo: list[Task], ends: Iterable[tuple[str, BaseException | None]]) 
     """Wait for the ends of tasks, with a progress bar; raises Failed after the last."""
     errors: dict[str, BaseException] = {}
     start = time.monotonic()
-    with tqdm(total=len(todo), desc="computed", unit="task", disable=None, smoothing=0) as bar:
+    look = dict(desc="computed", unit="task", smoothing=0)
+    with tqdm(total=len(todo), disable=not _seen(), **look) as bar:
         for done, (key, error) in enumerate(ends, start=1):
             bar.update()
-            if bar.disable:  # no terminal: a line a task, for the log
+            if bar.disable:  # a line a task, for the log
                 print(_progress(done, len(todo), start), file=sys.stderr, flush=True)
             if error is not None:
                 errors[key] = error
@@ -136,6 +137,12 @@ def _finish(todo: list[Task], ends: Iterable[tuple[str, BaseException | None]]) 
         raise Failed(
             f"{len(errors)} of {len(todo)} could not be computed:\n  " + "\n  ".join(lines)
         )
+
+
+def _seen() -> bool:
+    """Whether somebody sees a bar move, on a terminal or in a notebook (which tqdm takes for a
+    file)."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def _progress(done: int, total: int, start: float) -> str:
