@@ -39,7 +39,8 @@ FACTS = """() => {
     words: text ? text.textContent.split(/\\s+/).length : 0,
   };
 }"""
-# A picture or widget beyond the right edge of the page's text, and a page beyond its window.
+# A picture or widget beyond the right edge of the page's text, a page beyond its window, tables and
+# code that have to be scrolled, and plots whose labels leave no room for the marks.
 CUT = """() => {
   const edge = document.querySelector("article.bd-article")?.getBoundingClientRect().right;
   const within = (root) => [...root.querySelectorAll("*")].flatMap((one) =>
@@ -47,9 +48,17 @@ CUT = """() => {
   const seen = [...document.querySelectorAll("figure")].flatMap(within)
     .filter((one) => one.matches("img, select, .bk-Figure, .noUi-target"));
   const wide = seen.filter((one) => one.getBoundingClientRect().right > edge + 1);
+  const boxes = ".output > .table-wrap, .pst-scrollable-table-container, .highlight pre";
+  const long = [...document.querySelectorAll(boxes)]
+    .filter((one) => !one.closest("details") && one.scrollWidth > one.clientWidth + 1);
+  const narrow = (window.Bokeh?.index?.query((view) => view.model.type === "Figure") ?? [])
+    .filter((plot) => plot.frame.bbox.width < 0.4 * plot.bbox.width);
   const page = document.documentElement;
-  return wide.map((one) => one.className || one.tagName).concat(
-    page.scrollWidth > window.innerWidth ? [`page of ${page.scrollWidth} px`] : []);
+  return [
+    ...[...wide, ...long].map((one) => one.className || one.tagName + one.textContent.slice(0, 40)),
+    ...narrow.map((plot) => `${plot.frame.bbox.width} px for the marks`),
+    ...(page.scrollWidth > window.innerWidth ? [`page of ${page.scrollWidth} px`] : []),
+  ];
 }"""
 DRAWN = """() => [...document.querySelectorAll("figure:has([data-root-id])")]
   .every((figure) => figure.querySelector(".figure-save"))"""
