@@ -44,11 +44,11 @@ def test_tables_show_interval_and_n():
     assert "+0.054" in report.measures_table(similarity([0.0, 0.054], noise=0)).data
     assert "+0.054" in report.gap_table(similarity([0.0, 0.054], noise=0)).data
     text = report.speedup_table(effects.speedups(CURVES)).data
-    assert "2.3 [2.3, 2.3]" in text and "<td>2.3</td>" in text  # ours, and the paper's
+    assert "2.3 [2.3,&nbsp;2.3]" in text and "<td>2.3</td>" in text  # ours, and the paper's
     moved = [[0.1, 0.05], [0.01, 0.01]]
     layers = first_layers(moved, [[[0, 0], [0.5, 0.25]], [[0, 0], [0.8, 0.8]]])
     text = report.movement_table(representations.movements(layers)).data
-    assert "CBR-Small" in text and "50, 25" in text and "-25 [-27, -23]" in text
+    assert "CBR-Small" in text and "50, 25" in text and "-25 [-27,&nbsp;-23]" in text
 
 
 def test_tables_of_other_chapters():

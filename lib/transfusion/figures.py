@@ -644,9 +644,9 @@ def _tiles(grey: xr.DataArray, rows: int, columns: int) -> hv.Image:
     image = hv.Image(pixels, ["across", "down"], "weight", bounds=(0, 0, columns, rows))
     bare = dict(xaxis=None, yaxis=None, show_grid=False, toolbar=None, title="")
     side = 40  # pixels of a filter on the page: eight of them fit on a phone
-    return image.opts(
-        cmap="gray", clim=(0, 255), width=side * columns, height=side * rows, align="center", **bare
-    )
+    size = dict(width=side * columns, height=side * rows, align="center")
+    unfiltered: dict = {"plot.styles": {}}  # light stays light on a dark page
+    return image.opts(cmap="gray", clim=(0, 255), backend_opts=unfiltered, **size, **bare)
 
 
 def _pixels(grey: np.ndarray, columns: int, scale: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -44,8 +45,9 @@ def answers(table: pd.DataFrame, study: str, *names: str) -> HTML:
 
 
 def _whole(found: str) -> str:
-    """No line ends within `n = 4`."""
-    return found.replace("n = ", "n&nbsp;=&nbsp;")
+    """No line ends within `n = 4`, `60.0 ± 1.3` or an interval."""
+    found = found.replace("n = ", "n&nbsp;=&nbsp;").replace(" ± ", "&nbsp;±&nbsp;")
+    return re.sub(r"\[(\S+), (\S+)\]", r"[\1,&nbsp;\2]", found)
 
 
 def _p(p: float) -> str:
@@ -198,8 +200,7 @@ def _labels(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _spread(row: pd.Series, name: str, digits: int = 1) -> str:
-    words = effects.spread(row[name], row["low"], row["high"], int(row["n"]), digits=digits)
-    return _whole(words)
+    return effects.spread(row[name], row["low"], row["high"], int(row["n"]), digits=digits)
 
 
 def _ends(row: pd.Series, name: str, digits: int) -> str:
@@ -357,7 +358,7 @@ def _ratio(row: pd.Series) -> str:
 
 def look(frame: pd.DataFrame, *, index: bool = True) -> HTML:
     """A table, styled by the book; where it is wider than a phone, keys can scroll it too."""
-    table = frame.to_html(classes="dataframe", border=0, index=index, escape=False)
+    table = _whole(frame.to_html(border=0, index=index, escape=False))
     return HTML(f'<div class="table-wrap" tabindex="0">{table}</div>')
 
 
