@@ -71,6 +71,13 @@ def test_help_imports_no_library():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
+def test_a_page_is_rendered_without_what_decides_claims():
+    """That is its notebook's work; each process would load for a second longer."""
+    code = "import sys\nfrom transfusion import render\n"
+    code += "sys.exit(bool({'scipy.stats', 'sklearn', 'holoviews'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
 def test_the_code_in_the_guide_runs(cache, rng, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"layers": rng.normal(size=(2, 500, 20))}

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+import scipy
 import xarray as xr
-from scipy import stats
 
 from transfusion import config, figures, metrics
 
@@ -197,7 +197,7 @@ def loose(rho: metrics.Correlation) -> metrics.Decision:
     if rho.n < 4 or np.isnan(rho.mean):
         return metrics.Decision("inconclusive", 1.0)
     inside = np.arctanh(LOOSE) - np.arctanh(min(abs(rho.mean), 1 - 1e-9))
-    p = min(1.0, 2 * float(stats.norm.sf(inside * np.sqrt(rho.n - 3))))
+    p = min(1.0, 2 * float(scipy.stats.norm.sf(inside * np.sqrt(rho.n - 3))))
     if p < metrics.LEVEL:
         return metrics.Decision("holds", p)
     return metrics.Decision("differs" if rho.p < metrics.LEVEL else "inconclusive", rho.p)

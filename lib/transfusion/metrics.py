@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
-from sklearn.metrics import average_precision_score, roc_auc_score, top_k_accuracy_score
+import scipy  # which loads `scipy.stats` when it is first used
 
 VERDICTS = ("holds", "holds in part", "differs", "inconclusive")
 LEVEL = 0.05
@@ -106,11 +105,15 @@ def _auc(target: np.ndarray, scores: np.ndarray) -> float:
     known = target >= 0
     if len(np.unique(target[known])) < 2:
         return np.nan
+    from sklearn.metrics import roc_auc_score  # loads for a second
+
     return float(roc_auc_score(target[known], scores[known]))
 
 
 def average_precision(target: np.ndarray, scores: np.ndarray, positive_from: int) -> float:
     """Area under the precision-recall curve of grade >= `positive_from`."""
+    from sklearn.metrics import average_precision_score  # loads for a second
+
     return float(average_precision_score(target >= positive_from, scores[:, positive_from:].sum(1)))
 
 
@@ -123,6 +126,8 @@ def accuracy(target: np.ndarray, scores: np.ndarray, top: int = 1) -> float:
     padded = np.column_stack([scores, np.full(len(scores), np.min(scores) - 1.0)])
     classes = np.arange(padded.shape[1])
     top = min(top, len(classes) - 1)
+    from sklearn.metrics import top_k_accuracy_score  # loads for a second
+
     return float(top_k_accuracy_score(target, padded, k=top, labels=classes))
 
 
@@ -145,7 +150,7 @@ def placements(target: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 def _ranks(scores: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """Among the chosen images of each row; nan for the others."""
-    return stats.rankdata(np.where(chosen, scores, np.nan), axis=-1, nan_policy="omit")
+    return scipy.stats.rankdata(np.where(chosen, scores, np.nan), axis=-1, nan_policy="omit")
 
 
 def _count(chosen: np.ndarray) -> np.ndarray:
@@ -230,7 +235,7 @@ def _students(mean: float, se: float, sd: float, n: int, df: float) -> Interval:
 
 
 def _quantile(df: float) -> float:
-    return float(stats.t.ppf(1 - LEVEL / 2, df))
+    return float(scipy.stats.t.ppf(1 - LEVEL / 2, df))
 
 
 def with_patients(effect: Interval, error: float, patients: int) -> Interval:
@@ -257,7 +262,7 @@ def detectable(effect: Interval, power: float = 0.8) -> float:
     if not np.isfinite(effect.se):
         return np.inf
     df, least = effect.freedom, _quantile(effect.freedom)
-    excess = optimize.brentq(lambda d: stats.nct.sf(least, df, d) - power, 0, 6 * least)
+    excess = scipy.optimize.brentq(lambda d: scipy.stats.nct.sf(least, df, d) - power, 0, 6 * least)
     return float(excess * effect.se)
 
 
@@ -268,12 +273,12 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> Correlation:
     permutation, exact up to seven points. Constant ranks have no correlation: nan, p = 1.
     """
     there = np.isfinite(x) & np.isfinite(y)
-    x, y = (stats.rankdata(np.asarray(values)[there]) for values in (x, y))
+    x, y = (scipy.stats.rankdata(np.asarray(values)[there]) for values in (x, y))
     n = len(x)
     if n < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Correlation(np.nan, -1.0, 1.0, n, 1.0)
-    shuffled = stats.PermutationMethod(n_resamples=9999, rng=np.random.default_rng(0))
-    rho, p = stats.pearsonr(x, y, method=shuffled)
+    shuffled = scipy.stats.PermutationMethod(n_resamples=9999, rng=np.random.default_rng(0))
+    rho, p = scipy.stats.pearsonr(x, y, method=shuffled)
     return Correlation(float(rho), *_fisher(float(rho), n), n, float(p))
 
 
@@ -282,7 +287,8 @@ def _fisher(rho: float, n: int) -> tuple[float, float]:
     if n < 4:
         return -1.0, 1.0
     most = 1 - 6 / (n**3 - n)
-    z, half = np.arctanh(np.clip(rho, -most, most)), stats.norm.ppf(1 - LEVEL / 2) / np.sqrt(n - 3)
+    z = np.arctanh(np.clip(rho, -most, most))
+    half = scipy.stats.norm.ppf(1 - LEVEL / 2) / np.sqrt(n - 3)
     return min(rho, float(np.tanh(z - half))), max(rho, float(np.tanh(z + half)))
 
 
@@ -314,7 +320,7 @@ def _p(excess: float, effect: Interval) -> float:
     to compare with."""
     if not (excess > 0 and np.isfinite(effect.se)):
         return 1.0
-    return float(2 * stats.t.sf(excess / effect.se, effect.freedom)) if effect.se else 0.0
+    return float(2 * scipy.stats.t.sf(excess / effect.se, effect.freedom)) if effect.se else 0.0
 
 
 def decide_equivalent(effect: Interval, margin: float) -> Decision:
@@ -364,7 +370,7 @@ def adjusted(p: np.ndarray) -> np.ndarray:
     1995); nan stays nan and does not count."""
     found = np.array(p, float)
     known = np.isfinite(found)
-    found[known] = stats.false_discovery_control(found[known])
+    found[known] = scipy.stats.false_discovery_control(found[known])
     return found
 
 
@@ -400,9 +406,9 @@ def _log_rank(a: np.ndarray, b: np.ndarray, end: float) -> tuple[float, float]:
     a, b = _known(a), _known(b)
     if min(len(a), len(b)) < 2 or len(np.unique(np.concatenate([a, b]))) < 2:
         return 0.0, 1.0
-    found = stats.permutation_test(
+    found = scipy.stats.permutation_test(
         (a, b),
-        lambda a, b: stats.logrank(_censored(a, end), _censored(b, end)).statistic,
+        lambda a, b: scipy.stats.logrank(_censored(a, end), _censored(b, end)).statistic,
         n_resamples=2000,
         rng=np.random.default_rng(0),
     )
@@ -414,8 +420,8 @@ def _known(steps: np.ndarray) -> np.ndarray:
     return steps[~np.isnan(steps)]
 
 
-def _censored(steps: np.ndarray, end: float) -> stats.CensoredData:
-    return stats.CensoredData.right_censored(np.minimum(steps, end), np.isinf(steps))
+def _censored(steps: np.ndarray, end: float) -> scipy.stats.CensoredData:
+    return scipy.stats.CensoredData.right_censored(np.minimum(steps, end), np.isinf(steps))
 
 
 def speedup(random: np.ndarray, other: np.ndarray, end: float) -> Speedup:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import scipy
 import xarray as xr
-from scipy import stats
 
 from transfusion import config, store
 
@@ -63,7 +63,7 @@ class Similarity:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Of the value that ever more images would give: corrected +- t se."""
-        half = float(stats.t.ppf((1 + level) / 2, self.blocks - 1)) * self.se
+        half = float(scipy.stats.t.ppf((1 + level) / 2, self.blocks - 1)) * self.se
         return self.corrected - half, self.corrected + half
 
 
