@@ -160,6 +160,12 @@ def test_series_are_named_beside_their_marks():
     assert not any(type(e) is hv.Labels for e in figures.curves(many)["ResNet-50"])
 
 
+def test_effort_is_told_in_fitting_units():
+    hours = (1.34, 0.45, 1 / 60, 0)
+    told = ["1.3 core-hours", "27 core-minutes", "about a core-minute", "about a core-minute"]
+    assert [report._effort(h) for h in hours] == told
+
+
 def test_names_of_rows_leave_a_phone_room():
     label = "CBR-Tiny, Mean Var, batch norm redrawn"
     lines = figures._folded(label).split("\n")

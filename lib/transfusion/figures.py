@@ -134,7 +134,8 @@ def performance(results: xr.Dataset) -> hv.Overlay:
         marks = hv.Scatter(frame, "AUC (%)", ["row", "model", "seed"], label=title(init))
         layers.append(marks.opts(hv.opts.Scatter(tools=["hover"], size=11, **_mark(init))))
     top = 100 * results["test_auc"].isel(model=0).mean("seed").to_series()
-    layers += _named_above(top, len(rows) - 0.62)
+    reach = 100 * float(results["test_auc"].max() - results["test_auc"].min())
+    layers += _named_above(top, len(rows) - 0.62, room=0.28 * reach)
     ticks = [(i, title(model)) for model, i in rows.items()]
     limits = dict(ylim=(-0.6, len(rows) - 0.2), padding=0.1)
     return hv.Overlay(layers).opts(
@@ -142,14 +143,17 @@ def performance(results: xr.Dataset) -> hv.Overlay:
     )
 
 
-def _named_above(found: pd.Series, height: float) -> list[hv.Labels]:
-    """The names of two inits above their marks, each growing away from the other."""
+def _named_above(found: pd.Series, height: float, room: float) -> list[hv.Labels]:
+    """The names of two inits above their marks, each growing away from the other, into `room`."""
     if len(found) != 2:
         return []
-    return [
-        _names([(value, height, title(init), _look(init)[0])], ["AUC (%)", "row"], align)
-        for (init, value), align in zip(found.sort_values().items(), ("right", "left"), strict=True)
-    ]
+    layers = []
+    ends = ("right", -room), ("left", room)
+    for (init, value), (align, far) in zip(found.sort_values().items(), ends, strict=True):
+        color = _look(str(init))[0]
+        places = [(value, height, title(str(init)), color), (value + far, height, "", color)]
+        layers.append(_names(places, ["AUC (%)", "row"], align))
+    return layers
 
 
 def _names(places: list[tuple[float, float, str, str]], axes: list[str], align: str) -> hv.Labels:

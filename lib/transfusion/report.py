@@ -370,6 +370,14 @@ def glue(**values: object) -> None:
         keep(name, value.item() if isinstance(value, np.generic) else value, display=False)
 
 
+def _effort(hours: float) -> str:
+    """`1.3 core-hours`, `27 core-minutes`."""
+    if hours > 1:
+        return f"{hours:.1f} core-hours"
+    minutes = round(60 * hours)
+    return f"{minutes} core-minutes" if minutes > 1 else "about a core-minute"
+
+
 COLUMNS = (
     *("key", "model", "init", "target", "variant", "train_images", "lr", "seed"),
     *("status", "seconds"),
@@ -396,7 +404,7 @@ def footer(results: xr.Dataset, chapter: str) -> HTML:
     table = look(runs[columns].round({"seconds": 1}), index=False).data
     return HTML(
         f'<p class="again">Run it again: <code>transfusion run {study} --chapter {chapter}</code>, '
-        f"{f'{hours:.1f} core-hours' if hours > 1 else f'{60 * hours:.0f} core-minutes'} "
+        f"{_effort(hours)} "
         "where these numbers were made.</p>"
         '<details class="provenance"><summary>Where these numbers come from</summary>'
         f"<dl>{lines}</dl>{table}</details>"
