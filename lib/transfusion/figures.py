@@ -456,7 +456,7 @@ def seed_pairs(results: xr.Dataset) -> hv.HoloMap:
                 cells += [(b, name, v) for b, v in zip(one.block.values, values, strict=True)]
         found = hv.HeatMap(cells, ["block", "pair"], "above chance")
         rows = len(cells) // len(one.block)
-        return found.opts(height=140 + 18 * rows, ylabel="", **HEAT)
+        return found.opts(height=180 + 18 * rows, ylabel="", **HEAT)
 
     return _by_model(results, draw)
 
