@@ -1,4 +1,5 @@
 import io
+import re
 
 import holoviews as hv
 import numpy as np
@@ -73,9 +74,12 @@ def test_the_front_page_links_each_answer_to_its_chapter(cache):
         store.save(study, "performance", performance(gain).assign_attrs(runs="[]"))
     text = report.claims_table(["quick", "retina", "cxr"], main="quick").data
     assert 'href="performance.html"' in text and 'href="retina/performance.html"' in text
-    assert '<td data-head="Paper">+0.3 points, ResNet-50 (Table 1, retinas)</td>' in text
+    first = re.findall("<td>(.*?)</td>", text.split("<tr")[2])
+    heads = re.findall(">([^<]*)</th>", text.split("<tr")[1])[1:]
+    cells = dict(zip(heads, first, strict=True))
+    assert cells["Paper"] == "+0.3 points, ResNet-50 (Table 1, retinas)"
     assert text.count("<tr") == 1 + len(claims.CLAIMS) and "Chest films" in text
-    assert "differs" in text and f'<td data-head="Chest films">{report.NOT_ASKED}</td>' in text
+    assert "differs" in text and cells["Chest films"] == "–"
 
 
 def test_answers_lead_to_their_pages_and_are_counted(cache):
@@ -134,8 +138,7 @@ def test_figures_are_drawn():
     assert len(figures.intervals(gains, "gain", "points").get(2).data) == 2
     assert len(figures.arms(performance([0.0, 0.05]))) == 4
     costs = figures.efficiency(efficiency({"cbr_tiny": (1, 5)}).assign(COSTS))["parameters"]
-    names = list(costs.get(2).data["name"])  # and room for them at both ends of the axis
-    assert {*names[:2]} == {"CBR-Tiny", "ResNet-50"} and names[2:] == ["", ""]
+    assert {*costs.get(2).data["name"]} == {"CBR-Tiny", "ResNet-50"}
     rates = xr.concat([CURVES.isel(seed=[0])] * 2, "lr").assign_coords(lr=[0.001, 0.01])
     assert len(figures.tuning(rates)) == 2
     simulated = simulation.simulate([20, 40], neurons=4, positions=2, tau=0.5, repeats=2)

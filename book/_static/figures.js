@@ -1,5 +1,5 @@
 // What HoloViews leaves out of its figures: a name for those who cannot see them, and their
-// download as picture and as numbers. And what a narrow page needs to show its tables.
+// download as picture and as numbers.
 
 const SAVED = {
   PNG: (plot) => plot.export("png").to_blob(),
@@ -76,18 +76,3 @@ const waiting = setInterval(() => {
   nameSliders();
   clearInterval(waiting);
 }, 250);
-
-// A table that is wider than its page has its rows as cards, whose cells name their columns.
-function fit(table) {
-  table.classList.remove("cards");
-  table.classList.toggle("cards", table.scrollWidth > table.parentElement.clientWidth + 1);
-  const heads = [...table.querySelectorAll("thead th")].map((head) => head.textContent);
-  for (const cell of table.querySelectorAll("tbody td")) {
-    if (cell.textContent.trim()) cell.dataset.head = heads[cell.cellIndex];
-  }
-}
-
-for (const event of ["load", "resize"]) {
-  window.addEventListener(event, () =>
-    document.querySelectorAll("article :is(table.table, .output > .table-wrap > table)").forEach(fit));
-}

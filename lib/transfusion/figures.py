@@ -49,7 +49,6 @@ BLOCKS = {
     **{"block3": "#4fa845", "block4": "#b5a200", "block5": "#e0a100"},
 }
 NULL = "#666666"
-INK = "#333333"
 FEW = 3  # series at most are named beside their marks, more in a legend
 Kinds = dict[str, tuple[np.ndarray, str]]  # label: mask of pairs, init that they are coloured by
 TITLES = {
@@ -70,11 +69,12 @@ TITLES = {
     "gabor": "synthetic Gabors",
     "fundus": "retinas",
     "cxr": "chest films",
+    "R2": "R²",
 }
 
 
 def title(name: str) -> str:
-    """A model's or init's name as the paper writes it, or in plain words."""
+    """A name in code as the paper writes it, or in plain words."""
     kind, colon, block = name.partition(":")
     return KINDS[kind][1].format(block) if colon and kind in KINDS else TITLES.get(name, name)
 
@@ -134,26 +134,22 @@ def performance(results: xr.Dataset) -> hv.Overlay:
         marks = hv.Scatter(frame, "AUC (%)", ["row", "model", "seed"], label=title(init))
         layers.append(marks.opts(hv.opts.Scatter(tools=["hover"], size=11, **_mark(init))))
     top = 100 * results["test_auc"].isel(model=0).mean("seed").to_series()
-    reach = 100 * float(results["test_auc"].max() - results["test_auc"].min())
-    layers += _named_above(top, len(rows) - 0.62, room=0.28 * reach)
+    layers += _named_above(top, len(rows) - 0.62)
     ticks = [(i, title(model)) for model, i in rows.items()]
-    limits = dict(ylim=(-0.6, len(rows) - 0.2), padding=0.1)
+    limits = dict(ylim=(-0.6, len(rows) - 0.2), padding=(0.3, 0.1))  # room for the names
     return hv.Overlay(layers).opts(
         yticks=ticks, ylabel="", xlabel="test AUC (%)", show_legend=len(top) != 2, **limits
     )
 
 
-def _named_above(found: pd.Series, height: float, room: float) -> list[hv.Labels]:
-    """The names of two inits above their marks, each growing away from the other, into `room`."""
+def _named_above(found: pd.Series, height: float) -> list[hv.Labels]:
+    """The names of two inits above their marks, each growing away from the other."""
     if len(found) != 2:
         return []
-    layers = []
-    ends = ("right", -room), ("left", room)
-    for (init, value), (align, far) in zip(found.sort_values().items(), ends, strict=True):
-        color = _look(str(init))[0]
-        places = [(value, height, title(str(init)), color), (value + far, height, "", color)]
-        layers.append(_names(places, ["AUC (%)", "row"], align))
-    return layers
+    return [
+        _names([(value, height, title(init), _look(init)[0])], ["AUC (%)", "row"], align)
+        for (init, value), align in zip(found.sort_values().items(), ("right", "left"), strict=True)
+    ]
 
 
 def _names(places: list[tuple[float, float, str, str]], axes: list[str], align: str) -> hv.Labels:
@@ -273,6 +269,9 @@ def arms(results: xr.Dataset, measure: str = "test_auc", label: str = "test AUC 
     return hv.Overlay(layers).opts(height=120 + 34 * len(pairs), show_legend=False, **axes)
 
 
+# Ticks in plain numbers, of which an axis shows those within its range, and room for names.
+TICKS = [(step, f"{step:,g}") for step in np.outer(10.0 ** np.arange(-3, 7), (1, 2, 3, 5)).ravel()]
+LOG_AXIS: dict = dict(logx=True, xticks=TICKS, padding=(0.2, 0.1))
 COSTS = {
     "parameters": ("parameters (millions)", 1e6),
     "multiply_adds": ("multiply-adds an image (millions)", 1e6),
@@ -293,8 +292,9 @@ def efficiency(results: xr.Dataset) -> hv.HoloMap:
             marks = hv.Scatter(one, "cost", ["AUC", "model", "seed"], label=title(str(init)))
             layers.append(marks.opts(tools=["hover"], size=11, framewise=True, **_mark(str(init))))
         spent = (results[name] / unit).median({"init", "seed"} & {*results[name].dims})
-        layers.append(_columns(spent.to_series(), 100 * results["test_auc"], ["cost", "AUC"]))
-        axes = dict(xlabel=label, ylabel="test AUC (%)", framewise=True, **_log_axis(spent))
+        names = _columns(spent.to_series(), 100 * results["test_auc"], ["cost", "AUC"])
+        layers.append(names.opts(framewise=True))
+        axes = dict(xlabel=label, ylabel="test AUC (%)", framewise=True, **LOG_AXIS)
         found[label.partition(" (")[0]] = hv.Overlay(layers).opts(**axes)
     return hv.HoloMap(found, hv.Dimension("cost", values=list(found)), sort=False)
 
@@ -304,18 +304,8 @@ def _columns(places: pd.Series, values: xr.DataArray, axes: list[str]) -> hv.Lab
     Neighbours stand in different lines, since a phone has no room for them beside each other."""
     top, line = float(values.max()), 0.09 * float(values.max() - values.min())
     ordered = enumerate(places.dropna().sort_values().items())
-    rows = [(x, top + line * (1 + rank % 3), title(str(name))) for rank, (name, x) in ordered]
-    rows += [(end, top, "") for end in (places.min() / 2, places.max() * 2)]  # room for them
-    words = dict(text_color=INK, text_align="center", text_font_size="10pt", framewise=True)
-    return hv.Labels(rows, axes, "name").opts(**words)
-
-
-def _log_axis(values: xr.DataArray) -> dict:
-    """Ticks in plain numbers."""
-    steps = [float(f"{digit}e{power}") for power in range(-3, 7) for digit in (1, 2, 5)]
-    low, high = float(values.min()) / 2, float(values.max()) * 2
-    ticks = [(step, f"{step:,g}") for step in steps if low <= step <= high]
-    return dict(logx=True, xticks=ticks, padding=(0, 0.1))
+    rows = [(x, top + line * (1 + rank % 3), title(str(m)), NULL) for rank, (m, x) in ordered]
+    return _names(rows, axes, "center")
 
 
 def best_validation(results: xr.Dataset) -> xr.DataArray:
@@ -489,7 +479,7 @@ def against_size(kept: xr.DataArray, parameters: xr.DataArray) -> hv.Overlay:
     found = kept.mean("depth")
     layers.append(_columns(millions.to_series(), found, ["parameters", "similarity to the start"]))
     labels = dict(xlabel="parameters (millions)", ylabel="similarity to the start, above chance")
-    return hv.Overlay(layers).opts(**labels, **_log_axis(millions))
+    return hv.Overlay(layers).opts(**labels, **LOG_AXIS)
 
 
 def neurons(one: xr.Dataset, kind: str) -> tuple[np.ndarray, np.ndarray]:

@@ -102,11 +102,11 @@ def binary(
 
 
 def _auc(target: np.ndarray, scores: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score  # loads for a second
+
     known = target >= 0
     if len(np.unique(target[known])) < 2:
         return np.nan
-    from sklearn.metrics import roc_auc_score  # loads for a second
-
     return float(roc_auc_score(target[known], scores[known]))
 
 
@@ -122,12 +122,12 @@ def accuracy(target: np.ndarray, scores: np.ndarray, top: int = 1) -> float:
 
     Raises ValueError for a target that is no class, or scores that are not finite.
     """
+    from sklearn.metrics import top_k_accuracy_score  # loads for a second
+
     # One more class, never chosen, spares two classes, or as many as `top`, a rule of their own.
     padded = np.column_stack([scores, np.full(len(scores), np.min(scores) - 1.0)])
     classes = np.arange(padded.shape[1])
     top = min(top, len(classes) - 1)
-    from sklearn.metrics import top_k_accuracy_score  # loads for a second
-
     return float(top_k_accuracy_score(target, padded, k=top, labels=classes))
 
 

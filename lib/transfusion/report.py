@@ -61,11 +61,11 @@ def claims_table(columns: Iterable[str], main: str) -> HTML:
     heads = ["Claim of the paper", "Paper", *(_heading(study) for study in tables)]
     rows = []
     for name, claim in claims.CLAIMS.items():
-        cells = f'<th scope="row">{claim.says}</th>{_cell("Paper", claim.paper())}'
+        cells = f'<th scope="row">{claim.says}</th><td>{claim.paper()}</td>'
         for study, table in tables.items():
             page = f"{'' if study == main else f'{study}/'}{claim.chapter}.html"
             told = _told(table.loc[name], page) if name in table.index else ""
-            cells += _cell(_heading(study), told or NOT_ASKED)
+            cells += f"<td>{told or '–'}</td>"
         rows.append(f"<tr>{cells}</tr>")
     head = "".join(f'<th scope="col">{words}</th>' for words in heads)
     return HTML(
@@ -74,17 +74,8 @@ def claims_table(columns: Iterable[str], main: str) -> HTML:
     )
 
 
-# A claim that no run of a study speaks to; a phone leaves it out.
-NOT_ASKED = '<span class="not-asked">–</span>'
-
-
 def _heading(study: str) -> str:
     return studies.TITLES.get(study, study).capitalize()
-
-
-def _cell(head: str, words: str) -> str:
-    """A cell that knows its column's name: on a phone each row becomes a card."""
-    return f'<td data-head="{head}">{words}</td>'
 
 
 def _told(row: pd.Series, page: str) -> str:
@@ -310,7 +301,7 @@ def effects_table(table: pd.DataFrame, name: str, digits: int = 1) -> HTML:
     shown = table.reset_index()
     ends = shown[[name, "low", "high"]].map(lambda value: f"{value:z.{digits}f}")
     values = [f"{mean} [{low}, {high}]" for mean, low, high in ends.values]
-    named = {name.replace("R2", "R²"): values, "n": shown["n"]}
+    named = {figures.title(name): values, "n": shown["n"]}
     return look(_labels(table).assign(**named), index=False)
 
 
@@ -404,8 +395,7 @@ def footer(results: xr.Dataset, chapter: str) -> HTML:
     table = look(runs[columns].round({"seconds": 1}), index=False).data
     return HTML(
         f'<p class="again">Run it again: <code>transfusion run {study} --chapter {chapter}</code>, '
-        f"{_effort(hours)} "
-        "where these numbers were made.</p>"
+        f"{_effort(hours)} where these numbers were made.</p>"
         '<details class="provenance"><summary>Where these numbers come from</summary>'
         f"<dl>{lines}</dl>{table}</details>"
     )

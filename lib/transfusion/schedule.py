@@ -124,11 +124,11 @@ def _finish(todo: list[Task], ends: Iterable[tuple[str, BaseException | None]]) 
     """Wait for the ends of tasks, with a progress bar; raises Failed after the last."""
     errors: dict[str, BaseException] = {}
     start = time.monotonic()
-    look = dict(desc="computed", unit="task", smoothing=0)
-    with tqdm(total=len(todo), disable=not _seen(), **look) as bar:
+    hidden = not _is_watched()
+    with tqdm(total=len(todo), desc="computed", unit="task", disable=hidden, smoothing=0) as bar:
         for done, (key, error) in enumerate(ends, start=1):
             bar.update()
-            if bar.disable:  # a line a task, for the log
+            if hidden:  # a line a task, for the log
                 print(_progress(done, len(todo), start), file=sys.stderr, flush=True)
             if error is not None:
                 errors[key] = error
@@ -139,9 +139,8 @@ def _finish(todo: list[Task], ends: Iterable[tuple[str, BaseException | None]]) 
         )
 
 
-def _seen() -> bool:
-    """Whether somebody sees a bar move, on a terminal or in a notebook (which tqdm takes for a
-    file)."""
+def _is_watched() -> bool:
+    """Whether somebody sees a bar move: on a terminal, or in a notebook (to tqdm itself a file)."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
