@@ -2,9 +2,9 @@
 # `transfusion run` calls this; so can you: snakemake --profile params/profiles/local -n
 import sys
 
-from transfusion import render, schedule, store, studies
+from transfusion import machine, render, store, studies
 
-schedule.one_thread()
+machine.one_thread()
 STUDY = config.get("study", "quick")
 DONE = f"{store.root()}/groups/{{study}}/{{group}}.json"
 PAGE = f"{render.BUILD}/executed/{{study}}/{{chapter}}.ipynb"

@@ -12,7 +12,7 @@ import threadpoolctl
 import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
-from transfusion import config, data, experiments, render, schedule, store
+from transfusion import config, data, experiments, records, render, schedule, store
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,13 +48,15 @@ def collect(chapter, *, afresh=False, **knobs):
 
     What another test has computed is copied into this one's cache, unless `afresh`.
     """
-    for task in schedule.missing(experiments.runs(chapter, **knobs)):
+    specs, study = experiments.runs(chapter, **knobs), knobs["study"]
+    chosen = records.precisions(study, specs)
+    for task in schedule.missing(specs, study):
         drawn = isinstance(task, config.Data)
         place = data.drawn_path(task) if drawn else store.run_folder(task.key)
         if place.name in _computed and not afresh:
             shutil.copytree(_computed[place.name], place, dirs_exist_ok=True)
         else:
-            schedule._perform(config.dump(task))
+            schedule._perform(config.dump(task), chosen.get(task.key))
             kept = Path(_kept.name, place.name)
             _computed[place.name] = shutil.copytree(place, kept, dirs_exist_ok=True)
     return experiments.collect(chapter, **knobs)
@@ -127,9 +129,11 @@ def poison(name, size):
 def environment(tmp_path_factory):
     """A cache and a build of its own; the cache sees the tracked results."""
     cache, build = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("build")
-    (cache / "results").mkdir()
-    for study in ("retina", "cxr"):
-        (cache / "results" / study).symlink_to(ROOT / "data_cache/results" / study)
+    for kept in ("results", "first_edition"):
+        (cache / kept).mkdir()
+        for folder in (ROOT / "data_cache" / kept).glob("[a-z]*/"):
+            if folder.name not in ("smoke", "quick"):
+                (cache / kept / folder.name).symlink_to(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(render, "BUILD", build / "_build")
         yield {**os.environ, "TRANSFUSION_CACHE": str(cache), "TRANSFUSION_BUILD": str(build)}

@@ -67,15 +67,15 @@ def test_a_changed_file_is_found(kept, victim):
 
 
 def test_a_manifest_that_lies_is_found(kept):
-    path = store.root() / "results/made_up/manifest.csv"
+    path = store.root() / "collected/made_up/manifest.csv"
     assert cache.verify().empty
     path.write_text(path.read_text().replace(cache.ls().index[0], "0" * 12))
-    assert list(cache.verify().index) == ["results/made_up/manifest.csv"]
+    assert list(cache.verify().index) == ["collected/made_up/manifest.csv"]
 
 
 def test_collecting_again_leaves_no_line_of_a_chapter_that_is_gone(kept):
     store.discard(store.results_path("made_up", "performance"))
     experiments.collect("data", **{**KNOBS, "seeds": 1, "inits": ["random"]})
-    listed = (store.root() / "results/made_up/manifest.csv").read_text()
+    listed = (store.root() / "collected/made_up/manifest.csv").read_text()
     assert "performance" not in listed and "data" in listed
     assert cache.verify().empty

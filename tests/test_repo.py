@@ -44,9 +44,24 @@ def test_every_dependency_has_an_exact_version_and_a_reason():
 def test_the_library_is_tracked_and_results_alone_of_the_cache():
     files = tracked()
     assert "lib/transfusion/__init__.py" in files
-    allowed = ("data_cache/README.md", "data_cache/results/retina/", "data_cache/results/cxr/")
+    allowed = ("data_cache/README.md", "data_cache/results/", "data_cache/first_edition/")
     assert all(name.startswith(allowed) for name in files if name.startswith("data_cache/"))
+    again = ("data_cache/results/smoke", "data_cache/results/quick")
+    assert not [name for name in files if name.startswith(again)]
     assert not [n for n in files if n.endswith((".jpeg", ".jpg", ".pth", ".safetensors", ".npz"))]
+
+
+def test_git_sees_a_record_of_a_new_study_and_none_of_those_that_come_back_in_minutes():
+    def ignored(path):
+        command = ["git", "check-ignore", "-q", f"data_cache/{path}"]
+        return subprocess.run(command, cwd=ROOT).returncode == 0
+
+    record = "0123456789ab/c/0"
+    assert not ignored(f"results/a_new_study/{record}")
+    assert not ignored("results/a_new_study/zarr.json")
+    assert ignored("results/a_new_study/.0123456789ab.1a2b3c4d.tmp/zarr.json"), "half written"
+    assert ignored(f"results/quick/{record}") and ignored(f"results/smoke/{record}")
+    assert ignored("collected/a_new_study/performance.zarr/zarr.json")
 
 
 def test_public_names_exist():
@@ -100,14 +115,15 @@ ORDER = [
     ["studies"],
     ["experiments", "paper"],
     ["schedule", "tables"],
+    ["records"],
     ["comparison"],
     ["activations", "simulation"],
     ["train"],
-    ["parallel"],
+    ["graphs", "parallel"],
     ["inits"],
     ["ingest"],
     ["models", "similarity", "metrics", "data", "filters"],
-    ["store", "synthetic"],
+    ["machine", "store", "synthetic"],
     ["config", "reference"],
 ]
 

@@ -36,12 +36,12 @@ def test_what_cannot_run_stops_everything_before_it_starts(cache):
     assert not (cache / "runs").exists()
 
 
-def break_on_seed_1(fields):
+def break_on_seed_1(fields, precision):
     if fields["seed"] == 1:
         raise RuntimeError("broken")
 
 
-def die_on_seed_1(fields):
+def die_on_seed_1(fields, precision):
     if fields["seed"] == 1:
         os._exit(9)
 
@@ -104,9 +104,9 @@ def test_specifications_survive_the_trip_to_a_worker():
 
 LEASE = """
 import os
-from transfusion import schedule
-schedule.gpus = lambda: 2
-schedule.lease_gpus()
+from transfusion import machine
+machine.gpus = lambda: 2
+machine.lease_gpus()
 print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
 input()
 """

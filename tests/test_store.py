@@ -130,7 +130,7 @@ def test_manifest_has_a_line_a_run_and_chapter(cache, dataset):
     runs = [{"key": "k1", "status": "done"}, {"key": "k2", "status": "failed"}]
     for chapter in ("performance", "weight_scaling", "performance"):
         store.save("study", chapter, dataset.assign_attrs(runs=json.dumps(runs)))
-    lines = (cache / "results/study/manifest.csv").read_text().splitlines()
+    lines = (cache / "collected/study/manifest.csv").read_text().splitlines()
     assert lines[0] == "chapter,key,status" and len(lines) == 5
     assert np.isfinite(store.open("study", "performance").auc).all()
 

@@ -80,6 +80,8 @@ def test_a_done_file_vouches_for_the_results_that_it_has_seen(cache, study):
     assert studies.is_done("made_up", name)
     (run,) = studies.groups("made_up")[name].specs
     store.discard(store.run_folder(run.key))
+    assert studies.is_done("made_up", name), "its record is there"
+    store.discard(store.records_folder("made_up") / run.key)
     assert not studies.is_done("made_up", name)
     studies.compute("made_up", name)
     assert studies.is_done("made_up", name)

@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -30,7 +29,8 @@ def test_first_layers_are_those_of_the_runs(cache):
     run = experiments.runs("performance", **KNOBS)[0]  # random, seed 0
     before = next(train.network(run, trained=False).parameters()).detach().numpy()
     shown = result.grey.sel(model="cbr_tiny", init="random", state="initial")
-    np.testing.assert_allclose(shown.transpose("filter", "y", "x"), before.mean(1), rtol=1e-6)
+    # Records hold filters in half precision.
+    np.testing.assert_allclose(shown.transpose("filter", "y", "x"), before.mean(1), atol=1e-3)
 
 
 def test_first_layers_of_failed_runs_are_holes(cache):
@@ -59,7 +59,7 @@ def test_a_failed_run_is_a_hole_not_an_end(cache, inits):
 
 def questions(run):
     """Target and scores (question, image) of a run, patients and names, from its own result."""
-    result, attrs = store.read(run.key), data.attrs(run.data)
+    result, attrs = kept(run.key), data.attrs(run.data)
     target, score = result.test_target.values, result.test_score.values
     if attrs["task"] == "grades":
         first = attrs["positive_from"]
@@ -80,13 +80,13 @@ def test_test_aucs_are_those_of_scikit_learn(cache, target):
         asked = dict(zip(questions(run)[2], zip(*questions(run)[:2], strict=True), strict=True))
         aucs = {n: roc_auc_score(t, s) for n, (t, s) in asked.items() if 0 < t.sum() < len(t)}
         assert np.mean(list(aucs.values())) == pytest.approx(found.test_auc.item())
-        assert found.test_auc == store.read(run.key).test_auc
+        assert found.test_auc == kept(run.key).test_auc
         if target != "fundus":
             assert found.finding_auc.finding.values.tolist() == list(asked)
             expected = [aucs.get(name, np.nan) for name in asked]
             assert found.finding_auc.values == pytest.approx(expected, nan_ok=True)
     assert ("finding" in result.dims) == (target != "fundus")
-    assert result.patients == len(np.unique(store.read(run.key).test_patient))
+    assert result.patients == len(np.unique(kept(run.key).test_patient))
 
 
 @pytest.mark.parametrize("target", ["fundus", "cxr"])
@@ -97,7 +97,7 @@ def test_the_covariance_gives_the_error_of_a_difference_over_test_patients(cache
     for run in runs:
         asked, scores, _ = questions(run)
         placed[run.init.name] = placed[run.init.name] + metrics.placements(asked, scores) / 2
-    patient = store.read(runs[0].key).test_patient.values
+    patient = kept(runs[0].key).test_patient.values
     covariance = result.covariance.sel(model="cbr_tiny", model_="cbr_tiny")
     if target == "cxr":
         covariance = covariance.mean(["finding", "finding_"])
@@ -112,13 +112,17 @@ def test_performance_has_what_each_network_reached_on_its_source(cache):
     knobs = {**KNOBS, "models": ["cbr_tiny", "cbr_small"], "seeds": 1}
     result = collect("performance", **knobs, own_inits={"cbr_small": ["random"]})
     source = experiments.runs("performance", **knobs)[1].init.source
-    kept = store.read(source.key)
+    reached = kept(source.key)
     for name in ("auc", "top1", "top5"):
-        assert result[f"source_{name}"].sel(model="cbr_tiny") == kept[f"test_{name}"]
+        assert result[f"source_{name}"].sel(model="cbr_tiny") == reached[f"test_{name}"]
         assert np.isnan(result[f"source_{name}"].sel(model="cbr_small"))
-    done = [(labels, run, store.read(run.key)) for labels, run in labelled("performance", knobs)]
-    shutil.rmtree(store.run_folder(source.key))
-    assert "source_auc" not in tables.performance_table(done[:2])
+    done = [(labels, run, kept(run.key)) for labels, run in labelled("performance", knobs)[:1]]
+    assert "source_auc" not in tables.performance_table(done)
+
+
+def kept(key):
+    """A result of the cache, with what its scores say."""
+    return metrics.scored(store.read(key))
 
 
 def labelled(chapter, knobs):
@@ -135,7 +139,7 @@ def test_costs_are_those_of_the_networks(cache):
         assert costs.memory == models.memory(name, 32)
     for run in experiments.runs("efficiency", **knobs):
         seconds = result.seconds.sel(model=run.model, init="random", seed=run.seed)
-        assert seconds == store.read(run.key).attrs["seconds"] > 0
+        assert seconds == kept(run.key).attrs["seconds"] > 0
 
 
 def test_chapters_have_a_dimension_of_their_own(cache):
@@ -145,15 +149,15 @@ def test_chapters_have_a_dimension_of_their_own(cache):
     assert sizes.covariance.sizes["train_images"] == 2
     for run in experiments.runs("small_data", **knobs, train_sizes=[32, 16]):
         found = sizes.sel(train_images=run.data.train)
-        assert found.test_auc.item() == store.read(run.key).test_auc
+        assert found.test_auc.item() == kept(run.key).test_auc
         error, _ = metrics.patients_error(
             questions(run)[0],
             metrics.placements(*questions(run)[:2]),
-            store.read(run.key).test_patient.values,
+            kept(run.key).test_patient.values,
         )
         assert found.covariance.item() == pytest.approx(error**2)
     variants = {"small": {"batch": 8}, "as it is": {}, "SGD": {"optimizer": "sgd"}}
     result = collect("robustness", **knobs, variants=variants)
     assert result.variant.values.tolist() == list(variants)
     run = experiments.runs("robustness", **knobs, variants=variants)[2]
-    assert result.test_auc.sel(variant="SGD").item() == store.read(run.key).test_auc
+    assert result.test_auc.sel(variant="SGD").item() == kept(run.key).test_auc

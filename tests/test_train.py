@@ -134,7 +134,7 @@ def test_transfer_starts_from_its_source(cache, tiny_run):
     source = tiny_run()
     run = tiny_run(seed=5, init=config.Init(name="transfer", source=source))
     state = train.network(run, trained=False).state_dict()  # trains the source
-    trained = weights(source)
+    trained = train.halved(weights(source))
     assert all(torch.equal(state[n], trained[n]) for n in state if not n.startswith("head"))
 
 
@@ -266,14 +266,16 @@ def test_a_batch_can_be_learned_by_heart(cache, tiny_run, optimizer, lr):
 )
 def test_what_is_frozen_stays_bit_for_bit(cache, tiny_run, monkeypatch, optimizer, block):
     rising = itertools.count()
-    monkeypatch.setattr(train, "_auc", lambda *_: float(next(rising)))  # the last step is kept
+    monkeypatch.setattr(
+        train, "_auc", lambda *_: (float(next(rising)), 0.0)
+    )  # the last step is kept
     start = config.Init(name=f"frozen:{block}", source=tiny_run(seed=9))
     run = tiny_run(optimizer=optimizer, init=start, lr=0.01)
     assert train.fit(run).attrs["best_step"] == run.optim.steps
     before, after = (train.network(run, trained=t).state_dict() for t in (False, True))
     net = models.build(run.model, outputs=5)
     frozen = models.tensors(net, models.upto(net, block))
-    source = weights(start.source)
+    source = train.halved(weights(start.source))
     for name, tensor in after.items():
         assert torch.equal(tensor, before[name]) == (name in frozen), name
         assert name not in frozen or torch.equal(tensor, source[name]), name
@@ -329,5 +331,5 @@ def test_the_device_gives_the_cpus_numbers(cache, tiny_run, monkeypatch):
     on_gpu = train.fit(tiny_run(steps=2, evaluations=2))
     monkeypatch.setattr(train, "device", lambda: torch.device("cpu"))
     monkeypatch.setattr(store, "read", lambda key: None)
-    on_cpu = train._fit(tiny_run(steps=2, evaluations=2), 60.0)
+    on_cpu = train._fit(tiny_run(steps=2, evaluations=2), "float32", None, 60.0, None)
     np.testing.assert_allclose(on_gpu.loss, on_cpu.loss, rtol=1e-3)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
-from transfusion import config, render, schedule, store, studies
+from transfusion import config, machine, render, schedule, store, studies
 
 PROFILES = store.HOME / "params" / "profiles"
 START = 1e12  # floating-point operations that a job counts as at least: five seconds of a core
@@ -129,7 +129,7 @@ def _snakemake(
     if profile == "local":
         cores = os.cpu_count() or 1
         at_once = jobs or cores + 1  # a page waits for its kernel a quarter of its time
-        trainings = schedule.gpus() or jobs or cores
+        trainings = machine.gpus() or jobs or cores
         command += ["--cores", str(at_once), "--resources", f"gpu={trainings}"]
     elif jobs:
         command += ["--jobs", str(jobs)]
@@ -168,7 +168,8 @@ def _time_left(seconds: float, left: float) -> str:
 
 def _missing(study: str, todo: list[Job]) -> list[config.Spec]:
     groups = [studies.groups(study)[job.name] for job in todo if job.kind == "group"]
-    return [s for g in groups for s in g.specs if store.state(s.key) not in ENDED]
+    ahead = schedule.missing([spec for group in groups for spec in group.specs], study)
+    return [task for task in ahead if not isinstance(task, config.Data)]
 
 
 def _report(study: str, wanted: list[Job], todo: list[Job], begun: float, code: int) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+import xarray as xr
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -38,6 +39,7 @@ from transfusion import (
     data,
     experiments,
     ingest,
+    machine,
     metrics,
     models,
     reference,
@@ -169,7 +171,7 @@ def setting() -> dict:
         "flags": [flag for flag in FLAGS if f" {flag}" in text],
         "cores": os.cpu_count(),
         "load": str(os.getloadavg()[0]),
-        "precision": experiments.precision(),
+        "precision": machine.precision(),
         **{name: os.environ.get(name, "unset") for name in SETTINGS},
         **store.provenance(),
     }
@@ -185,7 +187,7 @@ def ceilings() -> dict[str, float]:
     target = torch.empty_like(block)
     work = 2 * images.numel() * 256 * 49
     found = {"copy": 2 * block.numel() / _best(lambda: target.copy_(block))}
-    for name in dict.fromkeys(("float32", experiments.precision())):
+    for name in dict.fromkeys(("float32", machine.precision())):
         kind = getattr(torch, name)
         convolve = partial(F.conv2d, images.to(kind), kernel.to(kind), padding=3)
         multiply = partial(torch.matmul, matrix.to(kind), matrix.to(kind))
@@ -252,7 +254,7 @@ def _compare(
 
 def step(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     """A training step on a batch at hand; the plain way need not even normalise it."""
-    precision = experiments.precision()
+    precision = machine.precision()
     for model, goal in (("cbr_tiny", None), ("cbr_large_w", 0.75), ("resnet50", None)):
         agree(model, 32)
         plain, ours = _steps(model, 64, precision)
@@ -313,7 +315,7 @@ def _steps(
 def pipeline(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     """A batch of 64 px: against decoding it with PIL, and as a share of a step."""
     pixels, _ = _batch(64, 1000)
-    _, whole = _steps("cbr_tiny", 64, experiments.precision())
+    _, whole = _steps("cbr_tiny", 64, machine.precision())
 
     def ours() -> Tensor:
         return models.normalise(train.augment(pixels[torch.randint(1000, (BATCH,))]))
@@ -369,7 +371,7 @@ def sweep(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
 def _time_steps(seconds: float) -> tuple[float, float]:
     """Seconds a step of one process, and the share of a core that it got."""
     torch.set_num_threads(1)
-    _, ours = _steps("cbr_tiny", 64, experiments.precision())
+    _, ours = _steps("cbr_tiny", 64, machine.precision())
     ours()
     return _timed(ours, seconds, time.perf_counter)
 
@@ -527,7 +529,7 @@ def end_to_end(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
             plain, ours = _studies(model, folder, steps)
             case = f"{model} 64 px, {steps} steps, {EPOCHS} epochs"
             few = (rounds + 1) // 2  # of two calls each way
-            goal = goal if experiments.precision() == "bfloat16" else 1.0
+            goal = goal if machine.precision() == "bfloat16" else 1.0
             yield _compare("end to end", case, plain, ours, 0, few, warm=False, goal=goal)
 
 
@@ -544,11 +546,17 @@ def _studies(
             mock.patch.dict(os.environ, TRANSFUSION_CACHE=cache),
         ):
             name = ingest.ingest("bench", size=64, folder=folder)
-            optim = config.Optim(steps=steps, evaluations=1, precision=experiments.precision())
+            optim = config.Optim(steps=steps, evaluations=1, precision=machine.precision())
             images = config.Data(name=name, size=64)
             train.fit(config.Run(data=images, model=model, init=config.Init(), optim=optim))
 
     return plain, ours
+
+
+def _result(spec: config.Spec) -> xr.Dataset:
+    found = store.read(spec.key)
+    assert found is not None  # it was just computed
+    return found
 
 
 def precision(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
@@ -558,7 +566,7 @@ def precision(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
         experiments.runs("data", **knobs | {"precision": kind}) for kind in ("float32", "bfloat16")
     ]
     schedule.compute([run for runs in kinds for run in runs])
-    results = [[experiments.result(run) for run in runs] for runs in kinds]
+    results = [[metrics.scored(_result(run)) for run in runs] for runs in kinds]
     auc = 100 * np.array([[float(result.test_auc) for result in way] for way in results])
     times = np.array([[result.attrs["seconds"] for result in way] for way in results])
     found = metrics.interval(auc[1] - auc[0])

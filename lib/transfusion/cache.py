@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from transfusion import store, studies
+from transfusion import records, store, studies
 
 
 def ls() -> pd.DataFrame:
@@ -62,9 +62,12 @@ def _damaged() -> Iterator[tuple[str, str]]:
     root = store.root()
     ended = [f for f in _folders() if store.state(f.name) in ("done", "failed")]
     checks: list[tuple[Path, Callable]] = [(f, partial(store.verify, f.name)) for f in ended]
-    for path in sorted([*root.glob("results/*/*.zarr"), *root.glob("datasets/*/*.zarr")]):
+    stores = ("collected/*/*.zarr", "first_edition/*/*.zarr", "datasets/*/*.zarr")
+    for path in sorted(path for pattern in stores for path in root.glob(pattern)):
         checks.append((path, partial(store.read_zarr, path)))
-    for path in sorted(root.glob("results/*/manifest.csv")):
+    for part in sorted(p for folder in root.glob("results/*") for p in records.parts(folder)):
+        checks.append((part, partial(records.verify, part)))
+    for path in sorted(root.glob("collected/*/manifest.csv")):
         checks.append((path, partial(store.verify_manifest, path.parent.name)))
     for path in sorted(root.glob("weights/*.safetensors")):
         checks.append((path, partial(store.verify_weights, path)))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from transfusion import config, effects, figures, metrics, paper, representations, store
+from transfusion import config, effects, figures, metrics, paper, representations, studies
 from transfusion.effects import LARGE
 
 
@@ -384,7 +384,7 @@ def table(study: str) -> pd.DataFrame:
     rows = {}
     for name, claim in CLAIMS.items():
         try:
-            found = claim.decide(store.open(study, claim.chapter))
+            found = claim.decide(studies.results(study, claim.chapter))
         except FileNotFoundError:
             continue
         if found is not NOTHING:

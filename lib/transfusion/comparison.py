@@ -55,6 +55,7 @@ def _compare(spec: config.Comparison) -> xr.Dataset:
     if len(trained) > 1:
         result = result.merge(_map(found, list(spec.measures)))
     facts = {"images": len(test.image), "device": train.device_name()}
+    facts["train_images"] = int((images["split"] == "train").sum())
     return result.assign_attrs(model=spec.runs[0].model, **facts)
 
 

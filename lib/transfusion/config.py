@@ -5,21 +5,21 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 # Raised by hand when the meaning of a field, or of the code that trains or compares, changes.
-SCHEMA = 1
+# 2: a network starts from its source's weights in half precision, as they travel.
+SCHEMA = 2
+FIRST_EDITION = 1  # of the results in data_cache/first_edition
 STRICT = ConfigDict(strict=True, extra="forbid")
-Precision = Literal["float32", "bfloat16"]
+Native = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "any"]  # any: what the machine is fast at; recorded
 Optimizer = Literal["adam", "sgd"]
 
 Count = Annotated[int, Field(ge=1)]
@@ -54,9 +54,9 @@ InitName = Annotated[str, AfterValidator(init_name)]
 LATER = {"optimizer": "adam", "devices": 1}
 
 
-def key(spec: Any) -> str:
-    """First 12 hex digits of the sha256 of a specification's canonical JSON and SCHEMA."""
-    fields = {"kind": type(spec).__name__, "schema": SCHEMA, **asdict(spec, dict_factory=_told)}
+def key(spec: Any, schema: int = SCHEMA) -> str:
+    """First 12 hex digits of the sha256 of a specification's canonical JSON and its schema."""
+    fields = {"kind": type(spec).__name__, "schema": schema, **asdict(spec, dict_factory=_told)}
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -159,28 +159,6 @@ def load(fields: dict) -> Data | Spec:
     kinds = {"Data": Data, "Run": Run, "Comparison": Comparison}
     spec = {name: value for name, value in fields.items() if name != "kind"}
     return TypeAdapter(kinds[fields["kind"]]).validate_json(json.dumps(spec))
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML whose 1e-3 is a number, as in YAML 1.2."""
-
-
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def read_yaml(path: Path) -> dict:
-    """A flat parameter file; raises ValueError where it is not one."""
-    try:
-        values = yaml.load(path.read_text(), Loader=_Yaml)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from None
-    if not isinstance(values or {}, dict):
-        raise ValueError(f"{path}: expected `name: value` lines, got a {type(values).__name__}")
-    return values or {}
 
 
 def one_of(value: str, options: Iterable[str], what: str) -> str:

@@ -6,19 +6,16 @@ No torch is imported here until something is missing, so a book whose results ex
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, field, replace
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import xarray as xr
 from pydantic import ValidationError
 from pydantic.dataclasses import dataclass
 
-from transfusion import config, data, schedule, store, tables
+from transfusion import config, data, machine, metrics, records, schedule, store, tables
 from transfusion.config import Spec
-from transfusion.schedule import gpus
 from transfusion.tables import Labels, Results
 
 # No target run has it: a source that began as a target's random network did would resemble it.
@@ -57,7 +54,7 @@ class Knobs:
     optimizer: config.Optimizer = "adam"
     devices: config.Count = 1
     evaluations: config.Count
-    precision: Literal["auto", "float32", "bfloat16"]
+    precision: Literal["auto", "any", "float32", "bfloat16"]
     seeds: config.Count
     targets: list[str] | None = None
     train_sizes: list[config.Count] = field(default_factory=list)
@@ -208,22 +205,8 @@ def _optim(knobs: Knobs, steps: int, lr: float) -> config.Optim:
         batch=knobs.batch,
         lr=lr,
         evaluations=knobs.evaluations,
-        precision=precision() if knobs.precision == "auto" else knobs.precision,
+        precision=machine.precision() if knobs.precision == "auto" else knobs.precision,
     )
-
-
-def precision() -> config.Precision:
-    """bfloat16 where it is fast (a GPU, or a CPU that has it), else float32; without torch.
-
-    Elsewhere a CPU emulates bfloat16, at a tenth of the speed; so it does where the variable
-    ONEDNN_MAX_CPU_ISA forbids the instructions.
-    """
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text() if info.exists() else ""
-    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
-    forbidden = not any(name in allowed for name in ("ALL", "DEFAULT", "BF16", "AVX10", "AMX"))
-    fast = ("avx512_bf16" in flags or "amx_bf16" in flags) and not forbidden
-    return "bfloat16" if gpus() or fast else "float32"
 
 
 # --- runs -> the collected Dataset -----------------------------------------------------------
@@ -232,54 +215,91 @@ def precision() -> config.Precision:
 def collect(chapter: str, **parameters) -> xr.Dataset:
     """The Dataset that a chapter shows; what is missing is computed first, with a progress bar.
 
-    Collected results that hold these very runs are taken as they are. Dimensions are those of
-    data_cache/README.md; attrs carry every run's key, status, device, commit and seconds.
+    It is made of the study's records, and kept for as long as these are the same. Dimensions are
+    those of data_cache/README.md; attrs carry every run's key, status, device, commit and seconds.
     """
     knobs = _knobs(parameters)
     labelled = _labelled(chapter, knobs)
-    if is_collected(knobs.study, chapter, [spec for _, spec in labelled]):
-        return store.open(knobs.study, chapter)
-    schedule.compute([spec for _, spec in labelled])
-    results = [(labels, spec, result(spec)) for labels, spec in labelled]
-    dataset = CHAPTERS[chapter].table(results)
-    facts = [_facts(labels, spec, result) for labels, spec, result in results]
-    dataset.attrs = {
-        "runs": json.dumps(facts),
+    study, specs = knobs.study, [spec for _, spec in labelled]
+    if not _all_recorded(study, specs) and _is_first_edition(study, chapter, specs):
+        return store.open(study, chapter)
+    if not _all_recorded(study, specs):
+        schedule.compute(specs, study)
+    names = records.recorded(study, specs)
+    lost = [spec.key for spec in specs if spec.key not in names]
+    if lost:
+        raise RuntimeError(f"results vanished after they were computed: {', '.join(lost)}")
+    attrs = {
+        "records": records.vouched(study, names.values()),
         "parameters": json.dumps(asdict(knobs)),
-        "train_images": _train_images(labelled[0][1]),
     }
-    store.save(knobs.study, chapter, dataset)
+    found = _kept(study, chapter, attrs)
+    if found is not None:
+        return found
+    results = [(of, spec, result(study, spec)) for of, spec in labelled]
+    dataset = CHAPTERS[chapter].table(results)
+    dataset.attrs = {
+        "runs": json.dumps([_facts(*each) for each in results]),
+        **attrs,
+        "train_images": results[0][2].attrs["train_images"],
+    }
+    store.save(study, chapter, dataset)
     return dataset
 
 
-def is_collected(study: str, chapter: str, specs: list[Spec]) -> bool:
-    """Whether the collected results are those of these very runs; so it is where none is needed."""
+def _kept(study: str, chapter: str, attrs: dict[str, str]) -> xr.Dataset | None:
+    """What was collected from these very records under these parameters."""
     try:
-        return not specs or _keys(store.open(study, chapter)) == [spec.key for spec in specs]
+        found = store.read_zarr(store.results_path(study, chapter))
+    except (FileNotFoundError, store.Damaged):
+        return None
+    return found if attrs.items() <= found.attrs.items() else None
+
+
+def is_collected(study: str, chapter: str, specs: list[Spec]) -> bool:
+    """Whether a chapter can be shown without computing: all these have records, or were collected
+    in the first edition; so it is where none is needed."""
+    return _all_recorded(study, specs) or _is_first_edition(study, chapter, specs)
+
+
+def _all_recorded(study: str, specs: list[Spec]) -> bool:
+    names = records.recorded(study, specs)
+    return all(spec.key in names for spec in specs)
+
+
+def _is_first_edition(study: str, chapter: str, specs: list[Spec]) -> bool:
+    """Whether what was collected in the first edition is of these very runs, by the keys that they
+    had then."""
+    try:
+        runs = json.loads(store.first_edition(study, chapter).attrs["runs"])
     except (FileNotFoundError, store.Damaged):
         return False
+    return [run["key"] for run in runs] == [config.key(s, config.FIRST_EDITION) for s in specs]
 
 
-def _keys(dataset: xr.Dataset) -> list[str]:
-    return [run["key"] for run in json.loads(dataset.attrs["runs"])]
+def fingerprint(study: str, chapter: str, specs: list[Spec]) -> str:
+    """What a page of these results depends on: it changes when they do."""
+    if specs and _all_recorded(study, specs):
+        return records.vouched(study, records.recorded(study, specs).values())
+    try:
+        return store.checksum(store.open(study, chapter))
+    except (FileNotFoundError, store.Damaged):
+        return "none"
 
 
-def result(spec: Spec) -> xr.Dataset:
-    """What was computed for a spec; raises RuntimeError if it is not there."""
-    found = store.read(spec.key)
-    if found is None:
-        raise RuntimeError(f"result {spec.key} vanished after it was computed")
-    return found
+def result(study: str, spec: Spec) -> xr.Dataset:
+    """What a study has recorded of a spec, a run with what `metrics.scored` reads off its scores.
 
-
-def _train_images(spec: Spec) -> int:
-    return spec.data.train or len(data.split_of(data.load(spec.data), "train").image)
+    Raises FileNotFoundError where there is no record, store.Damaged where it is not whole.
+    """
+    called = records.recorded(study, [spec]).get(spec.key, spec.key)
+    return metrics.scored(records.result(study, spec, called))
 
 
 def _facts(labels: Labels, spec: Spec, result: xr.Dataset) -> dict:
-    names = ("status", "reason", "device", "commit", "torch", "seconds", "best_step")
+    names = ("status", "reason", "device", "precision", "commit", "torch", "seconds", "best_step")
     rate = {"lr": spec.optim.lr} if isinstance(spec, config.Run) else {}
-    found = {n: result.attrs[n] for n in names if n in result.attrs}
+    found = {n: result.attrs[n] for n in (*names, "lossy") if n in result.attrs}
     return {"key": spec.key, **labels, **rate, **found}
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy  # which loads `scipy.stats` when it is first used
+import xarray as xr
 
 VERDICTS = ("holds", "holds in part", "differs", "inconclusive")
 LEVEL = 0.05
@@ -129,6 +130,37 @@ def accuracy(target: np.ndarray, scores: np.ndarray, top: int = 1) -> float:
     classes = np.arange(padded.shape[1])
     top = min(top, len(classes) - 1)
     return float(top_k_accuracy_score(target, padded, k=top, labels=classes))
+
+
+def logits(said: np.ndarray, task: str) -> np.ndarray:
+    """What a network says (image, output) as it is kept: half precision, and of grades and classes
+    relative to the first output, which is the same answer in a column less."""
+    kept = said if task == "findings" else (said - said[:, :1])[:, 1:]
+    largest = np.finfo(np.float16).max
+    return np.clip(kept, -largest, largest).astype(np.float16)
+
+
+def probabilities(kept: np.ndarray, task: str) -> np.ndarray:
+    """Of `logits`: (image, output) in float64, for close to 1 lesser numbers tie."""
+    if task == "findings":
+        return scipy.special.expit(kept.astype(float))
+    return scipy.special.softmax(np.pad(kept.astype(float), ((0, 0), (1, 0))), axis=1)
+
+
+def scored(result: xr.Dataset) -> xr.Dataset:
+    """A result with what its `test_logit` says: test_score (test_image, output) and, by the task
+    in its attrs, test_auc, test_ap of grades, test_top1 and test_top5 of classes."""
+    if "test_logit" not in result:
+        return result
+    task, positive_from = result.attrs["task"], result.attrs.get("positive_from")
+    target, score = result["test_target"].values, probabilities(result["test_logit"].values, task)
+    found: dict = {"test_score": (("test_image", "output"), score)}
+    found["test_auc"] = auc(target, score, positive_from)
+    if positive_from is not None:
+        found["test_ap"] = average_precision(target, score, positive_from)
+    if task == "classes":
+        found |= {f"test_top{top}": accuracy(target, score, top) for top in (1, 5)}
+    return result.assign(found)
 
 
 def placements(target: np.ndarray, scores: np.ndarray) -> np.ndarray:

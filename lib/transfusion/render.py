@@ -82,19 +82,12 @@ def _stamp(study: str, chapter: str, parameters: dict) -> str:
     shown = [(study, chapter)]
     if "studies" in parameters:  # a page that tells of all that they have collected
         shown = [(s, c) for s in parameters["studies"] for c in experiments.CHAPTERS]
-    results = [_checksum(*place) for place in shown]
+    results = [studies.fingerprint(*place) for place in shown]
     digest = hashlib.sha256(json.dumps([parameters, results], sort_keys=True).encode())
     library = sorted(Path(__file__).parent.glob("*.*"))
     for path in [BOOK / f"{chapter}.ipynb", *(p for p in library if p.suffix in (".py", ".csv"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _checksum(study: str, chapter: str) -> str:
-    try:
-        return store.checksum(store.open(study, chapter))
-    except (FileNotFoundError, store.Damaged):
-        return "none"
 
 
 def checked(notebook: Path, parameters: dict) -> dict:

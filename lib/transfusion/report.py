@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 from IPython.display import HTML
 
-from transfusion import claims, effects, figures, metrics, paper, representations, store, studies
+from transfusion import claims, effects, figures, metrics, paper, representations, studies
 
 # --- claims ----------------------------------------------------------------------------------
 
@@ -104,7 +104,7 @@ def scale(columns: Iterable[str]) -> dict[str, str]:
     found = {}
     for study in columns:
         try:
-            images = f"{store.open(study, 'performance').attrs['train_images']:,}"
+            images = f"{studies.results(study, 'performance').attrs['train_images']:,}"
         except FileNotFoundError:
             images = "no (not yet run)"
         found[f"{study}_images"] = images
@@ -375,6 +375,15 @@ COLUMNS = (
 )
 
 
+def _devices(runs: pd.DataFrame) -> str:
+    """`12 of 20 on cpu (float32), 8 of 20 on ...`: which share of the runs came from what."""
+    kinds = runs["device"]
+    if "precision" in runs:
+        kinds = kinds + " (" + runs["precision"].fillna("float32") + ")"
+    counts = kinds.value_counts()
+    return ", ".join(f"{n} of {len(runs)} on {kind}" for kind, n in counts.items())
+
+
 def footer(results: xr.Dataset, chapter: str) -> HTML:
     """How to compute the page anew, and where its numbers come from: runs, device, versions, hours,
     and every key."""
@@ -382,7 +391,7 @@ def footer(results: xr.Dataset, chapter: str) -> HTML:
     study, hours = json.loads(results.attrs["parameters"])["study"], runs["seconds"].sum() / 3600
     facts = {
         "results": f"{len(runs)}, of which {int((runs['status'] != 'done').sum())} failed",
-        "device": ", ".join(sorted(set(runs["device"]))),
+        "device": _devices(runs),
         "computing time": f"{hours:.2f} h",
         "commit": ", ".join(sorted(set(runs["commit"]))),
         "torch": ", ".join(sorted(set(runs["torch"]))),

@@ -2,68 +2,52 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import multiprocessing
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
-from pathlib import Path
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from transfusion import config, data, store
+from transfusion import config, data, machine, records, store
 
 # What a process is given; synthetic images are drawn before their runs.
 Task = config.Data | config.Spec
-
-
-def gpus() -> int:
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-
-
-def lease_gpus(count: int = 1) -> None:
-    """Wait for GPUs that no other job here has, and hold them until this process ends.
-
-    Nothing is done where there are no more than asked for, or somebody (Slurm) has chosen already.
-    """
-    if gpus() <= count or "CUDA_VISIBLE_DEVICES" in os.environ:
-        return
-    folder = Path(tempfile.gettempdir(), f"transfusion-gpus-{os.getuid()}")
-    folder.mkdir(exist_ok=True)
-    with FileLock(folder / "choice.lock"):  # two that wait for several would wait for each other
-        for index in itertools.cycle(range(gpus())):
-            with contextlib.suppress(Timeout):
-                lock = FileLock(folder / f"{index}.lock")
-                lock.acquire(timeout=0.2)
-                _leased[index] = lock
-            if len(_leased) == count:
-                break
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, sorted(_leased)))  # before CUDA starts
-
-
-_leased: dict[int, FileLock] = {}  # a lock that nobody refers to would be released
 
 
 class Failed(RuntimeError):
     """Some of the work could not be done; what was finished is kept."""
 
 
-def missing(specs: Iterable[config.Spec]) -> list[Task]:
-    """Whatever is not there yet, of these and of what they need, in the order of need."""
+def missing(specs: Iterable[config.Spec], study: str | None = None) -> list[Task]:
+    """Whatever must be computed for these, in the order of need.
+
+    A run or comparison that a study has a record of is done; what is still to be computed needs the
+    weights of others, so a recorded run whose weights are not here may be among them.
+    """
+    specs = list(specs)
+    done = records.done(study, specs) if study else set()
+    precisions = _precisions(specs, study)
     needed: dict[str, Task] = {}
     for spec in specs:
-        if not _there(spec):
+        if spec.key not in done and not _there(spec, precisions.get(spec.key)):
             for need in needs(spec):
                 needed.setdefault(need.key, need)
             needed[spec.key] = spec
-    return [spec for spec in needed.values() if not _there(spec)]
+    asked = {spec.key for spec in specs} - done
+    return [
+        task
+        for key, task in needed.items()
+        if not _there(task, precisions.get(key) if key in asked else None)
+    ]
+
+
+def _precisions(specs: Iterable[config.Spec], study: str | None) -> dict[str, config.Native]:
+    return records.precisions(study, specs) if study else {}
 
 
 def needs(task: Task) -> list[Task]:
@@ -77,42 +61,63 @@ def needs(task: Task) -> list[Task]:
     return [*([*needs(source), source] if isinstance(source, config.Run) else []), task.data]
 
 
-def _there(task: Task) -> bool:
-    """Whether images are drawn or prepared, or a result is whole, a run's weights included."""
+def _there(task: Task, precision: config.Native | None = None) -> bool:
+    """Whether images are drawn or prepared, or a result is whole, a run's weights included, and in
+    this precision if one is asked."""
     if isinstance(task, config.Data):
         return task.name not in data.SYNTHETIC or data.drawn_path(task).exists()
     whole = isinstance(task, config.Comparison) or store.complete(task.key)
-    return whole and store.read(task.key) is not None
+    as_asked = precision in (None, store.facts(task.key).get("precision"))
+    return whole and as_asked and store.read(task.key) is not None
 
 
-def compute(specs: Iterable[config.Spec], *, jobs: int | None = None) -> None:
-    """Compute what is missing, one process a core (one in all on a GPU), one thread each.
+def compute(
+    specs: Iterable[config.Spec], study: str | None = None, *, jobs: int | None = None
+) -> None:
+    """Compute what is missing, one process a core (one in all on a GPU), one thread each, and add
+    it to the study's records as it ends.
 
     Everything is checked before anything starts. Raises ValueError for what cannot run, OSError
     for a cache that cannot be written, Failed if some work broke down, after finishing the rest.
     """
-    todo = missing(list(specs))
-    if not todo:
-        return
-    store.require_writable()
-    check(todo)
-    jobs = jobs or (1 if gpus() else os.cpu_count() or 1)
-    _finish(todo, _perform_all(todo, min(jobs, len(todo))))
+    specs = list(specs)
+    todo = missing(specs, study)
+    if todo:
+        store.require_writable()
+        check(todo)
+        jobs = jobs or (1 if machine.gpus() else os.cpu_count() or 1)
+        chosen = _precisions(specs, study)
+        _finish(todo, _perform_all(todo, chosen, min(jobs, len(todo))), study)
+    _keep(specs, study)
 
 
-def compute_here(specs: Iterable[config.Spec]) -> None:
+def compute_here(specs: Iterable[config.Spec], study: str | None = None) -> None:
     """Compute what is missing one after the other in this process, as a batch job does.
 
     Raises as `compute` does; OSError (a full disk) at once, as the rest could not be kept either.
     """
-    todo = missing(list(specs))
+    specs = list(specs)
+    todo, chosen = missing(specs, study), _precisions(specs, study)
     check(todo)
-    _finish(todo, map(_attempt, todo))
+    _finish(todo, (_attempt(task, chosen.get(task.key)) for task in todo), study)
+    _keep(specs, study)
 
 
-def _attempt(task: Task) -> tuple[str, BaseException | None]:
+def _keep(specs: Iterable[config.Spec], study: str | None) -> None:
+    """Add to a study's records what is in the cache without one: sources before what needs them."""
+    if study is None:
+        return
+    everything = {t.key: t for spec in specs for t in [*needs(spec), spec]}
+    wanted = [task for task in everything.values() if not isinstance(task, config.Data)]
+    done = records.done(study, wanted)
+    for spec in wanted:
+        if spec.key not in done:
+            records.keep(study, spec)
+
+
+def _attempt(task: Task, precision: config.Native | None) -> tuple[str, BaseException | None]:
     try:
-        _perform(config.dump(task))
+        _perform(config.dump(task), precision)
     except OSError:
         raise
     except Exception as error:
@@ -120,9 +125,15 @@ def _attempt(task: Task) -> tuple[str, BaseException | None]:
     return task.key, None
 
 
-def _finish(todo: list[Task], ends: Iterable[tuple[str, BaseException | None]]) -> None:
-    """Wait for the ends of tasks, with a progress bar; raises Failed after the last."""
+def _finish(
+    todo: list[Task],
+    ends: Iterable[tuple[str, BaseException | None]],
+    study: str | None = None,
+) -> None:
+    """Wait for the ends of tasks, with a progress bar, and record each; raises Failed after the
+    last."""
     errors: dict[str, BaseException] = {}
+    tasks = {task.key: task for task in todo if not isinstance(task, config.Data)} if study else {}
     start = time.monotonic()
     hidden = not _is_watched()
     with tqdm(total=len(todo), desc="computed", unit="task", disable=hidden, smoothing=0) as bar:
@@ -132,6 +143,8 @@ def _finish(todo: list[Task], ends: Iterable[tuple[str, BaseException | None]]) 
                 print(_progress(done, len(todo), start), file=sys.stderr, flush=True)
             if error is not None:
                 errors[key] = error
+            elif study and key in tasks:
+                _keep([tasks[key]], study)
     if errors:
         lines = [f"{key}: {e} (log: {store.run_folder(key)}/log.txt)" for key, e in errors.items()]
         raise Failed(
@@ -159,27 +172,24 @@ def check(todo: Iterable[Task]) -> None:
         train.check(run)
 
 
-def one_thread() -> None:
-    """For processes that are still to start: their libraries read this once, when loaded."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # Memory once had is kept: each step asks for the same again, and fresh pages cost 3 to 7 %.
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 34))
-
-
-def _perform_all(tasks: list[Task], jobs: int) -> Iterator[tuple[str, BaseException | None]]:
+def _perform_all(
+    tasks: list[Task], chosen: dict[str, config.Native], jobs: int
+) -> Iterator[tuple[str, BaseException | None]]:
     """Each task's key and error (None if it went well), as they end; needs come before tasks."""
-    one_thread()
+    machine.one_thread()
     spawn = multiprocessing.get_context("spawn")  # a forked CUDA or OpenMP state is broken
     order = ranks(tasks)
     waiting = {task.key: task for task in sorted(tasks, key=lambda t: -order[t.key])}
     while waiting:  # a process that is killed takes its pool down; the rest gets a new one
         with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
-            yield from _drain(pool, waiting, jobs)
+            yield from _drain(pool, waiting, chosen, jobs)
 
 
 def _drain(
-    pool: ProcessPoolExecutor, waiting: dict[str, Task], jobs: int
+    pool: ProcessPoolExecutor,
+    waiting: dict[str, Task],
+    chosen: dict[str, config.Native],
+    jobs: int,
 ) -> Iterator[tuple[str, BaseException | None]]:
     """Start what waits, `jobs` at a time, until all is done or the pool is broken."""
     running: dict[Future, str] = {}
@@ -191,7 +201,8 @@ def _drain(
             key = next(ready, None)
             if key is None:
                 break
-            running[pool.submit(_perform, config.dump(waiting.pop(key)))] = key
+            fields = config.dump(waiting.pop(key))
+            running[pool.submit(_perform, fields, chosen.get(key))] = key
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             error = future.exception()
             if isinstance(error, BrokenProcessPool):
@@ -223,7 +234,7 @@ def cost(task: Task) -> float:
     return passes * models.flops(task.model, task.data.size)
 
 
-def _perform(fields: dict) -> None:
+def _perform(fields: dict, precision: config.Native | None = None) -> None:
     task = config.load(fields)
     if isinstance(task, config.Data):
         data.load(task)
@@ -233,4 +244,4 @@ def _perform(fields: dict) -> None:
     if isinstance(task, config.Comparison):
         comparison.compare(task)
     else:
-        train.fit(task)
+        train.fit(task, precision=precision)

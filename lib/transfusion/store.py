@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from transfusion import config
 
 HOME = Path(__file__).resolve().parents[2]  # the checkout
-LAYOUT = "result/1"
+LAYOUT = "result/2"
 
 
 def root() -> Path:
@@ -314,6 +314,7 @@ def finish(
     """
     folder = run_folder(spec.key)
     facts = {"schema": LAYOUT, "key": spec.key, "status": status, "seconds": seconds}
+    facts |= {n: dataset.attrs[n] for n in ("precision",) if n in dataset.attrs}
     write_json(folder / "spec.json", config.dump(spec))
     write_zarr(dataset.assign_attrs(facts | provenance()), folder / "result.zarr")
     sums = {path.name: checksum(path) for path in folder.glob("*.safetensors")}
@@ -413,7 +414,12 @@ def _is_leased(key: str) -> bool:
 
 def seconds(key: str) -> float:
     """What a result took, 0 where there is none."""
-    return (_done(key) or {"seconds": 0.0})["seconds"]
+    return facts(key).get("seconds", 0.0)
+
+
+def facts(key: str) -> dict[str, Any]:
+    """Status, seconds and, of a training, precision of a result; empty where there is none."""
+    return _done(key) or {}
 
 
 def size(key: str) -> int:
@@ -425,15 +431,33 @@ def size(key: str) -> int:
 
 
 def results_path(study: str, chapter: str) -> Path:
-    return root() / "results" / study / f"{chapter}.zarr"
+    return root() / "collected" / study / f"{chapter}.zarr"
+
+
+def first_edition_path(study: str, chapter: str) -> Path:
+    """Where results lie that were collected before runs left records: they cannot be told from
+    scores any more, and are never mixed with those that can."""
+    return root() / "first_edition" / study / f"{chapter}.zarr"
+
+
+def records_folder(study: str) -> Path:
+    """Where the records of a study's runs lie, in git (module `records`)."""
+    return root() / "results" / study
 
 
 def open(study: str, chapter: str) -> xr.Dataset:
-    """The collected results of one chapter of one study (dims as in data_cache/README.md).
+    """The collected results of one chapter of one study (dims as in data_cache/README.md), those
+    of the first edition where there are no newer ones.
 
     Raises FileNotFoundError if they were never collected, Damaged if they are not whole.
     """
-    return read_zarr(results_path(study, chapter))
+    path = results_path(study, chapter)
+    return read_zarr(path) if path.exists() else first_edition(study, chapter)
+
+
+def first_edition(study: str, chapter: str) -> xr.Dataset:
+    """Results that were collected before runs left records; raises as `open`."""
+    return read_zarr(first_edition_path(study, chapter))
 
 
 def save(study: str, chapter: str, dataset: xr.Dataset) -> None:
@@ -458,7 +482,7 @@ def _extend_manifest(path: Path, chapter: str, runs: list[dict]) -> None:
 
 def verify_manifest(study: str) -> None:
     """Raise Damaged unless a study's manifest lists the very runs of its collected results."""
-    folder = root() / "results" / study
+    folder = root() / "collected" / study
     listed = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
     there = {p.stem: json.loads(read_zarr(p).attrs["runs"]) for p in sorted(folder.glob("*.zarr"))}
     expected = sorted((chapter, run["key"]) for chapter, runs in there.items() for run in runs)
@@ -484,7 +508,11 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """The checkout's commit, with `+` where tracked files of the library differ from it."""
+    """The checkout's commit, with `+` where tracked files of the library differ from it; of a
+    library that was packed, the commit that it was packed at."""
+    packed = Path(__file__).with_name("COMMIT")
+    if packed.exists():
+        return packed.read_text().strip()
     command = ["git", "-C", str(HOME), "describe", "--always", "--abbrev=12", "--dirty=+"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

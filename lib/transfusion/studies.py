@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+import xarray as xr
+import yaml
 
-from transfusion import config, experiments, schedule, store
+from transfusion import config, experiments, machine, records, schedule, store
 from transfusion.config import Spec
 from transfusion.experiments import CHAPTERS, WITHOUT_RUNS
 
@@ -53,10 +56,32 @@ def parameters(study: str, chapter: str) -> dict:
     """What the parameter files of a chapter say; raises ValueError as `files` does."""
     values: dict = {}
     for path in files(study, chapter):
-        values |= config.read_yaml(path)
+        values |= read_yaml(path)
     if values.get("study") != study:
         raise ValueError(f"params/{study} says study: {values.get('study')!r}, expected {study!r}")
     return values
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML whose 1e-3 is a number, as in YAML 1.2."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def read_yaml(path: Path) -> dict:
+    """A flat parameter file; raises ValueError where it is not one."""
+    try:
+        values = yaml.load(path.read_text(), Loader=_Yaml)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from None
+    if not isinstance(values or {}, dict):
+        raise ValueError(f"{path}: expected `name: value` lines, got a {type(values).__name__}")
+    return values or {}
 
 
 def chapters(study: str) -> list[str]:
@@ -73,6 +98,23 @@ def specs(study: str, chapter: str) -> list[Spec]:
 def is_collected(study: str, chapter: str) -> bool:
     """Whether a chapter can be rendered without any run."""
     return experiments.is_collected(study, chapter, specs(study, chapter))
+
+
+def results(study: str, chapter: str) -> xr.Dataset:
+    """The collected results of a chapter, made of the study's records where they are not yet.
+
+    Raises FileNotFoundError where some of its runs were not computed.
+    """
+    known = study in studies() and chapter in chapters(study)
+    if known and not store.results_path(study, chapter).exists() and is_collected(study, chapter):
+        return experiments.collect(chapter, **parameters(study, chapter))
+    return store.open(study, chapter)
+
+
+def fingerprint(study: str, chapter: str) -> str:
+    """What a page of a chapter's results depends on; `none` where it has none."""
+    known = study in studies() and chapter in chapters(study)
+    return experiments.fingerprint(study, chapter, specs(study, chapter) if known else [])
 
 
 # --- groups ----------------------------------------------------------------------------------
@@ -119,6 +161,8 @@ def _group_name(spec: Spec, shown: list[str]) -> str:
     if isinstance(spec, config.Run) and _is_long(spec):
         return f"{shown[0]}-{spec.key}"
     what = [type(spec).__name__, sorted(set(shown))]
+    if isinstance(spec, config.Run) and spec.optim.precision == "any":
+        what.append(records.repetition(spec))  # one machine computes what is compared
     return f"{shown[0]}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:6]}"
 
 
@@ -161,14 +205,19 @@ def compute(study: str, name: str) -> None:
     rest if some of it broke down, OSError at once if nothing can be written.
     """
     group = groups(study)[config.one_of(name, groups(study), "group")]
-    schedule.lease_gpus(group.devices)
-    schedule.compute_here(group.specs)
-    store.write_json(done_file(study, name), {"results": _results(group)})
+    machine.lease_gpus(group.devices)
+    schedule.compute_here(group.specs, study)
+    store.write_json(done_file(study, name), {"results": _results(study, group)})
 
 
-def _results(group: Group) -> dict[str, str]:
-    """What a done-file vouches for: the checksum of what stands in each result's own done.json."""
-    return {spec.key: store.fingerprint(spec.key) for spec in group.specs}
+def _results(study: str, group: Group) -> dict[str, str]:
+    """What a done-file vouches for: the checksum of each result's record."""
+    names = records.recorded(study, group.specs)
+    there = records.index(store.records_folder(study))
+    return {
+        spec.key: there[names[spec.key]].header["sha256"] if spec.key in names else "missing"
+        for spec in group.specs
+    }
 
 
 def is_done(study: str, name: str) -> bool:
@@ -177,7 +226,7 @@ def is_done(study: str, name: str) -> bool:
         kept = json.loads(done_file(study, name).read_text())["results"]
     except (FileNotFoundError, json.JSONDecodeError):
         return False
-    return kept == _results(groups(study)[name])
+    return kept == _results(study, groups(study)[name])
 
 
 # --- what is done, and what is to come -------------------------------------------------------
@@ -187,40 +236,60 @@ def status(study: str) -> pd.DataFrame:
     """By chapter: runs and comparisons by state (`stale`: made by another version), whether its
     results are collected, MB on disk, core-hours spent on what is there and to come (reckoned).
 
-    A run counts where a chapter shows it or needs it; `all` counts each once.
+    A run counts where a chapter shows it or needs it; `all` counts each once. One that has a record
+    counts as it says, whether or not its weights are here.
     """
-    rows = {c: _state(everything(specs(study, c))) for c in chapters(study)}
-    rows["all"] = _state(everything(s for c in chapters(study) for s in specs(study, c)))
+    rows = {c: _state(study, specs(study, c)) for c in chapters(study)}
+    rows["all"] = _state(study, [s for c in chapters(study) for s in specs(study, c)])
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("chapter")
     collected = {c: "yes" if is_collected(study, c) else "no" for c in chapters(study)}
     table.insert(0, "collected", [collected.get(c, "") for c in rows])
     return table
 
 
-def _state(specs: Iterable[Spec]) -> dict[str, float]:
-    states = {spec.key: store.state(spec.key) for spec in specs}
+def _state(study: str, asked: list[Spec]) -> dict[str, float]:
+    every = list(everything(asked))
+    kept = _recorded_facts(study, every)
+    states = {s.key: kept[s.key]["status"] if s.key in kept else store.state(s.key) for s in every}
     counts = {name: 0 for name in store.STATES} | pd.Series(states).value_counts().to_dict()
-    seconds = sum(store.seconds(key) for key, state in states.items() if state != "missing")
-    ahead = [s for s in specs if states[s.key] not in ("done", "failed")]
+    seconds = sum(
+        kept[key]["seconds"] if key in kept else store.seconds(key)
+        for key, state in states.items()
+        if state != "missing"
+    )
     return {
         **counts,
         "MB": sum(store.size(key) for key in states) / 1e6,
         "hours": seconds / 3600,
-        "to come": sum(map(schedule.cost, ahead)) / CORE / 3600,
+        "to come": sum(map(schedule.cost, _to_come(study, asked))) / CORE / 3600,
     }
+
+
+def _recorded_facts(study: str, specs: list[Spec]) -> dict[str, dict]:
+    facts = records.facts(study)
+    return {key: facts[name] for key, name in records.recorded(study, specs).items()}
+
+
+def _to_come(study: str, asked: list[Spec]) -> list[Spec]:
+    """What would be computed for these: also recorded runs, where a comparison needs weights that
+    are not here."""
+    return [task for task in schedule.missing(asked, study) if not isinstance(task, config.Data)]
 
 
 def plan(study: str, *, core: float = CORE, gpu: float = GPU) -> pd.DataFrame:
     """What a study asks for, before it is begun: by chapter the runs that no earlier one has, their
     groups, and hours, of one core or one GPU at an assumed number of floating-point operations a
-    second; the last row is the sum. Raises ValueError for unknown parameters."""
+    second; the last row is the sum. `trained again` counts recorded runs that a missing comparison
+    needs the weights of, where these are not here. Raises ValueError for unknown parameters."""
     place = {spec.key: name for name, group in groups(study).items() for spec in group.specs}
-    counted: set[str] = set()
+    counted, ahead = set[str](), set[str]()
     rows = {}
     for chapter in chapters(study):
-        new = [s for s in everything(specs(study, chapter)) if s.key not in counted]
+        asked = specs(study, chapter)
+        new = [s for s in everything(asked) if s.key not in counted]
+        left = [spec for spec in _to_come(study, asked) if spec.key not in ahead]
         counted |= {spec.key for spec in new}
-        left = [spec for spec in new if store.state(spec.key) not in ("done", "failed")]
+        ahead |= {spec.key for spec in left}
         operations, remaining = (sum(map(schedule.cost, some)) for some in (new, left))
         runs = sum(isinstance(spec, config.Run) for spec in new)
         rows[chapter] = {
@@ -229,6 +298,7 @@ def plan(study: str, *, core: float = CORE, gpu: float = GPU) -> pd.DataFrame:
             "groups": len({place[spec.key] for spec in new}),
             "core-hours": operations / core / 3600,
             "of these missing": remaining / core / 3600,
+            "trained again": len(records.recorded(study, left)),
             "GPU-hours": operations / gpu / 3600,
         }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("chapter")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from transfusion import config, data, filters, metrics, store
+from transfusion import config, filters, metrics
 
 Labels = dict[str, str | int | float]
 Results = list[tuple[Labels, config.Spec, xr.Dataset]]
@@ -29,13 +29,13 @@ def scored_table(results: Results) -> xr.Dataset:
     of which `finding_auc` is the test AUC. No score of an image is kept, and no patient.
     """
     table = run_table(results)
-    done = [(labels, spec, result) for labels, spec, result in results if "test_score" in result]
+    done = [(labels, result) for labels, _, result in results if "test_score" in result]
     if not done:
         return table
-    labels = [labels for labels, _, _ in done]
-    parts = _unstack(_joined([_placed(spec, result) for _, spec, result in done]), labels, "run")
-    _, spec, result = done[0]
-    target, patient = _asked(spec, result)[0], result["test_patient"].values
+    labels = [labels for labels, _ in done]
+    parts = _unstack(_joined([_placed(result) for _, result in done]), labels, "run")
+    result = done[0][1]
+    target, patient = _asked(result)[0], result["test_patient"].values
     placed = parts["placed"].mean("seed")
     if "train_images" in placed.dims:
         sizes = placed.train_images
@@ -49,17 +49,16 @@ def scored_table(results: Results) -> xr.Dataset:
     return table.assign(finding_auc=parts["finding_auc"])
 
 
-def _asked(spec: config.Spec, result: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+def _asked(result: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Target and scores (question, image) of the questions behind the AUC."""
     given = result["test_target"].values, result["test_score"].values
-    return metrics.binary(*given, data.attrs(spec.data).get("positive_from"))
+    return metrics.binary(*given, result.attrs.get("positive_from"))
 
 
-def _placed(spec: config.Spec, result: xr.Dataset) -> xr.Dataset:
+def _placed(result: xr.Dataset) -> xr.Dataset:
     """Placements and AUC of one run, by finding."""
-    asked = _asked(spec, result)
+    asked, attrs = _asked(result), result.attrs
     questions = [str(i) for i in range(len(asked[0]))]
-    attrs = data.attrs(spec.data)
     names = attrs.get("names", questions) if attrs["task"] == "findings" else questions
     placed = (("finding", "image"), metrics.placements(*asked))
     aucs = ("finding", [metrics.auc(t[:, None], s[:, None]) for t, s in zip(*asked, strict=True)])
@@ -85,14 +84,10 @@ def _covariance(placed: xr.DataArray, target: np.ndarray, patient: np.ndarray) -
 def performance_table(results: Results) -> xr.Dataset:
     """With what each network reached on its source task: AUC, and top-1 and top-5 accuracy."""
     found = {}
-    for labels, spec, _ in results:
-        source = spec.init.source if isinstance(spec, config.Run) else None
-        if isinstance(source, config.Run) and labels["model"] not in found:
-            kept = store.read(source.key)
-            if kept is None:
-                continue  # its weights were used, and deleted since
-            names = [n for n in ("test_auc", "test_top1", "test_top5") if n in kept]
-            found[labels["model"]] = kept[names].rename({n: f"source_{n[5:]}" for n in names})
+    for labels, _, result in results:
+        reached = result.attrs.get("source_reached")
+        if reached and labels["model"] not in found:
+            found[labels["model"]] = xr.Dataset({f"source_{n}": v for n, v in reached.items()})
     table = scored_table(results)
     if not found:
         return table
@@ -128,31 +123,27 @@ def data_table(results: Results) -> xr.Dataset:
     """With what training added to the first layer of one network a target: after a short training
     the noise that a network starts from still hides what it learned."""
     changes = {}
-    for labels, spec, _ in results:
-        if labels["seed"] == 0:
-            before, after = _first_layer(spec)
+    for labels, _, result in results:
+        if labels["seed"] == 0 and "first_after" in result:
+            before, after = _first_layer(result)
             changes[labels["target"]] = after - before
     dims = ("target", "filter", "channel", "y", "x")
     change = xr.DataArray(np.stack(list(changes.values())), {"target": list(changes)}, dims)
     return run_table(results).assign(conv1_change=change)
 
 
-def _first_layer(spec: config.Spec) -> tuple[np.ndarray, np.ndarray]:
+def _first_layer(result: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Weights (filter, channel, y, x) before and after training."""
-    from transfusion import train
-
-    assert isinstance(spec, config.Run)
-    nets = [train.network(spec, trained=trained) for trained in (False, True)]
-    before, after = (next(net.parameters()).detach().numpy() for net in nets)
-    return before, after
+    before, after = (result[f"first_{when}"].values for when in ("before", "after"))
+    return before.astype(np.float32), after.astype(np.float32)
 
 
 def filter_table(results: Results) -> xr.Dataset:
     """How far each first-layer filter moved, how well a Gabor fits it, and pictures of one seed."""
-    done = [(labels, spec) for labels, spec, result in results if result.attrs["status"] == "done"]
+    done = [(labels, result) for labels, _, result in results if "first_after" in result]
     if not done:
         raise ValueError("every run of this chapter failed, so there are no filters to show")
-    found = [(labels, _filters(_first_layer(spec))) for labels, spec in done]
+    found = [(labels, _filters(_first_layer(result))) for labels, result in done]
     first = {(labels["model"], labels["init"]): part[["grey"]] for labels, part in found[::-1]}
     names: list[Labels] = [{"model": model, "init": init} for model, init in first]
     shown = _unstack(_joined(list(first.values())), names, "run")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,16 +16,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 import xarray as xr
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from transfusion import config, data, inits, metrics, models, parallel, store
+from transfusion import config, data, graphs, inits, machine, metrics, models, parallel, store
 
-EVALUATION_BATCH = 256
+# Images that are scored at once; a worker that ran out of memory starts again with fewer.
+EVALUATION_BATCH = int(os.environ.get("TRANSFUSION_EVALUATION_BATCH", 256))
+# Of more classes, as a pretraining has, AUC and accuracies are kept and no scores: those of 200
+# classes on 4,000 images would be larger than all that a study keeps.
+SCORED = 20
+FILTERS = 1 << 16  # weights of a first layer that is kept; the 16x16 patches of a ViT are not
 Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and target
+Tell = Callable[[int, float], None]  # is told the step reached and the seconds it took
 log = logging.getLogger(__name__)
 
 
@@ -55,34 +63,59 @@ def seeds(seed: int) -> dict[str, int]:
     return {n: int(c.generate_state(1)[0]) for n, c in zip(names, children, strict=True)}
 
 
-def fit(run: config.Run, *, checkpoint_seconds: float = 60.0) -> xr.Dataset:
-    """The learning curve and test scores of a run: read from the cache, resumed, or trained.
+def fit(
+    run: config.Run,
+    *,
+    precision: config.Native | None = None,
+    images: xr.Dataset | None = None,
+    checkpoint_seconds: float = 60.0,
+    tell: Tell | None = None,
+) -> xr.Dataset:
+    """The learning curve and scores of a run: read from the cache, resumed, or trained.
 
-    Returns a Dataset of auc (step) and loss (step) on validation and training images, test_auc,
-    test_ap (grades only) and test_score (image, output) at the checkpoint best on validation.
+    Returns a Dataset of auc, auc_se and loss (step): on validation images, its standard error
+    clustered by patient, and on training images; and, at the checkpoint best on validation,
+    `valid_logit` and `test_logit` (image, output) as `metrics.logits` has them, with target and
+    patient, and what `metrics.scored` reads off them (test_auc, test_score, ...). `first_before`
+    and `first_after` are the filters of the first layer.
     A run whose loss is not finite ends as `failed`, with step and learning rate in the attrs.
+    `precision` decides where the run leaves it open (`any`): by default what this machine is fast
+    at, or what is there. `images` are those of the run, where the caller has them already; `tell`
+    hears of each evaluation and may raise to give up.
     Raises ValueError for an unknown model, data set or weights that do not fit.
     """
     with store.lease(run.key):
-        found = store.read(run.key) if store.complete(run.key) else None
+        found = store.read(run.key) if is_complete(run, precision) else None
         if found is not None:
-            return found
+            return metrics.scored(found)
         if run.optim.devices > 1:
             check(run)  # clearer here than from a process among several
             source_state(run.init)  # trained before, not by each of them
             parallel.launch(run, checkpoint_seconds)
-            return store.read_zarr(store.run_folder(run.key) / "result.zarr")
+            return metrics.scored(store.read_zarr(store.run_folder(run.key) / "result.zarr"))
         # One thread: two on shared cores are slower than one, and the sums depend on their number.
         torch.set_num_threads(1)
         with torch.random.fork_rng(), _logged(run):
-            return _fit(run, checkpoint_seconds)
+            chosen = precision or _own_precision(run)
+            return metrics.scored(_fit(run, chosen, images, checkpoint_seconds, tell))
+
+
+def is_complete(run: config.Run, precision: config.Native | None = None) -> bool:
+    """Whether a run's result and weights are whole here, and in this precision if one is asked."""
+    return store.complete(run.key) and precision in (None, store.facts(run.key).get("precision"))
+
+
+def _own_precision(run: config.Run) -> config.Native:
+    """What a run says, or, where it leaves it open, what this machine is fast at."""
+    found = run.optim.precision
+    return machine.precision() if found == "any" else found
 
 
 def take_part(run: config.Run, checkpoint_seconds: float) -> None:
     """Be one of the processes of a run on several devices; torchrun starts them."""
     torch.set_num_threads(1)
     with parallel.group(), _logged(run) if parallel.first() else nullcontext():
-        _fit(run, checkpoint_seconds)
+        _fit(run, _own_precision(run), None, checkpoint_seconds, None)
 
 
 def network(run: config.Run, *, trained: bool) -> nn.Module:
@@ -103,14 +136,21 @@ def network(run: config.Run, *, trained: bool) -> nn.Module:
 
 
 def source_state(init: config.Init) -> inits.State | None:
-    """The pretrained weights an init starts from: named ones, or those of a run trained here."""
+    """The pretrained weights an init starts from: named ones, or those of a run trained here, in
+    half precision: so they travel, and a run starts from the same bits wherever it is computed."""
     if init.source is None or isinstance(init.source, str):
         return inits.named_weights(init.source) if init.source else None
     failed = fit(init.source).attrs["status"] != "done"
     path = store.weights_path(init.source.key)
     if failed or path is None:
         raise ValueError(f"source run {init.source.key} has no weights (its training failed)")
-    return load_file(path)
+    return halved(load_file(path))
+
+
+def halved(state: inits.State) -> inits.State:
+    """Weights rounded to half precision, still float32; batch norm and biases as they are, for
+    they weigh nothing and a variance may be beyond half precision's range."""
+    return {name: t.half().float() if t.dim() > 1 else t for name, t in state.items()}
 
 
 def check(run: config.Run) -> None:
@@ -140,31 +180,42 @@ def _outputs(spec: config.Data) -> int:
 # --- the loop --------------------------------------------------------------------------------
 
 
-def _fit(run: config.Run, checkpoint_seconds: float) -> xr.Dataset:
-    images = data.load(run.data)
+def _fit(
+    run: config.Run,
+    precision: config.Native,
+    images: xr.Dataset | None,
+    checkpoint_seconds: float,
+    tell: Tell | None,
+) -> xr.Dataset:
+    images = data.load(run.data) if images is None else images
     net, adam = prepare(network(run, trained=False), run.optim)
-    progress = _resume(run, net, adam)
+    before = _first_filters(net)
+    progress = _resume(run, precision, net, adam)
+    facts = {"device": device_name(), "precision": precision, **_task(images)}
+    facts |= _source_reached(run.init)
     try:
-        _train(run, images, net, adam, progress, checkpoint_seconds)
+        graph = _train(run, precision, images, net, adam, progress, checkpoint_seconds, tell)
     except NotFinite as error:
         log.warning("failed: %s", error)
-        return _keep(run, progress, xr.Dataset(), "failed", reason=str(error))
+        return _keep(run, progress, xr.Dataset(), "failed", **facts, reason=str(error))
     net.load_state_dict(progress.best)
     if parallel.first():
         store.save_weights(run.key, progress.best, save_file)
-    return _keep(run, progress, _test(net, images, run.optim.precision), "done")
+    kept = _tested(net, images, precision).assign(_filters(before, _first_filters(net)))
+    return _keep(run, progress, kept, "done", **facts, stepped="graph" if graph else "eager")
 
 
 def prepare(net: nn.Module, optim: config.Optim) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A network where and how it trains fastest, and its optimizer; what is frozen has none."""
     net = parallel.over_whole_batches(net.to(device()).to(memory_format=torch.channels_last))
     flat = [_flat(parameter) for parameter in net.parameters() if parameter.requires_grad]
+    on_gpu = device().type == "cuda"
+    # A graph reads what lies on the device: there the rate is a tensor, see _set_lr.
+    lr = torch.tensor(optim.lr, device=device()) if on_gpu else optim.lr
+    usual: dict = {"lr": lr, "weight_decay": optim.weight_decay, "fused": True}
     if optim.optimizer == "adam":
-        return net, torch.optim.Adam(flat, weight_decay=optim.weight_decay, fused=True)
-    sgd = torch.optim.SGD(
-        flat, optim.lr, momentum=0.9, nesterov=True, weight_decay=optim.weight_decay, fused=True
-    )
-    return net, sgd
+        return net, torch.optim.Adam(flat, capturable=on_gpu, **usual)
+    return net, torch.optim.SGD(flat, momentum=0.9, nesterov=True, **usual)
 
 
 def _flat(parameter: nn.Parameter) -> nn.Parameter:
@@ -185,33 +236,53 @@ def _flat(parameter: nn.Parameter) -> nn.Parameter:
 
 def _train(
     run: config.Run,
+    precision: config.Native,
     images: xr.Dataset,
     net: nn.Module,
     adam: torch.optim.Optimizer,
     progress: Progress,
     checkpoint_seconds: float,
-) -> None:
-    """Train to the last step, evaluating on the way; raises NotFinite."""
+    tell: Tell | None,
+) -> bool:
+    """Train to the last step, evaluating on the way; whether the steps were those of a CUDA graph.
+
+    Raises NotFinite, or what `tell` raises.
+    """
     pixels, target = _on_device(data.split_of(images, "train"))
     valid = data.split_of(images, "valid")
     evaluate_at = _evaluation_steps(run.optim)
     loss_of, losses = LOSSES[images.attrs["task"]], []
+
+    def take(rows: Tensor) -> Tensor:
+        return update(net, adam, pixels[rows], target[rows], loss_of, precision)
+
     start = saved = time.perf_counter()
     net.train()
+    first = _rows(run, len(pixels), progress.step).to(pixels.device)
+    step_on, graph = graphs.faster(take, first, lambda: _changing(net, adam))
     for step in range(progress.step, run.optim.steps):
         torch.manual_seed(_step_seed(run, step))
         rows = _rows(run, len(pixels), step).to(pixels.device)
         _set_lr(adam, learning_rate(run.optim, step))
-        losses.append(update(net, adam, pixels[rows], target[rows], loss_of, run.optim.precision))
+        losses.append(step_on(rows))
         progress.step = step + 1
         if progress.step in evaluate_at:
-            _evaluate(run, net, valid, torch.stack(losses), progress)
+            _evaluate(run, precision, net, valid, torch.stack(losses), progress)
             losses.clear()
             now = time.perf_counter()
             if now - saved >= checkpoint_seconds and progress.step < run.optim.steps:
                 progress.seconds, start, saved = progress.seconds + now - start, now, now
-                _save(run, net, adam, progress)
+                _save(run, precision, net, adam, progress)
+            if tell is not None and progress.step < run.optim.steps:
+                tell(progress.step, progress.seconds + now - start)
     progress.seconds += time.perf_counter() - start
+    return graph
+
+
+def _changing(net: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All tensors that a step changes."""
+    moments = [value for state in optimizer.state.values() for value in state.values()]
+    return [*net.state_dict().values(), *(m for m in moments if isinstance(m, Tensor))]
 
 
 def update(
@@ -234,15 +305,21 @@ def update(
 
 
 def _evaluate(
-    run: config.Run, net: nn.Module, valid: xr.Dataset, losses: Tensor, progress: Progress
+    run: config.Run,
+    precision: str,
+    net: nn.Module,
+    valid: xr.Dataset,
+    losses: Tensor,
+    progress: Progress,
 ) -> None:
     """Add a point to the curve and keep the weights if it is the best; raises NotFinite."""
     loss = float(parallel.total(losses.mean())) / parallel.size()
     if not math.isfinite(loss):
         lr = learning_rate(run.optim, progress.step - 1)
         raise NotFinite(f"loss {loss} by step {progress.step} at learning rate {lr:.3g}")
-    auc = _auc(valid, scores(net, valid, run.optim.precision))
-    progress.curve.append({"step": progress.step, "auc": auc, "loss": loss})
+    auc, error = _auc(valid, scores(net, valid, precision))
+    point = {"step": progress.step, "auc": auc, "auc_se": error, "loss": loss}
+    progress.curve.append(point)
     if auc > progress.best_auc or not progress.best:
         progress.best_auc, progress.best_step, progress.best = auc, progress.step, _copy(net)
     log.info(
@@ -258,14 +335,19 @@ def _copy(net: nn.Module) -> dict[str, Tensor]:
 
 def scores(net: nn.Module, images: xr.Dataset, precision: str) -> np.ndarray:
     """Probabilities (image, output), in evaluation mode; the network's mode is put back."""
+    found = logits(net, images, precision)
     multi = images.attrs["task"] == "findings"
+    return (found.double().sigmoid() if multi else found.double().softmax(1)).numpy()
+
+
+def logits(net: nn.Module, images: xr.Dataset, precision: str) -> Tensor:
+    """What the network says of images, (image, output) float32 on the CPU; as `scores`."""
     was_training = net.training
     net.eval()
     with torch.no_grad(), autocast(precision):
         parts = [net(models.normalise(parallel.share(b))).float() for b in batches(images)]
     net.train(was_training)
-    logits = torch.cat([parallel.gather(part) for part in parts])
-    return (logits.sigmoid() if multi else logits.softmax(1)).cpu().numpy()
+    return torch.cat([parallel.gather(part) for part in parts]).cpu()
 
 
 def batches(images: xr.Dataset, size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
@@ -329,47 +411,83 @@ def _evaluation_steps(optim: config.Optim) -> set[int]:
 
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
-def _auc(images: xr.Dataset, probabilities: np.ndarray) -> float:
-    return metrics.auc(images["target"].values, probabilities, images.attrs.get("positive_from"))
+def _auc(images: xr.Dataset, probabilities: np.ndarray) -> tuple[float, float]:
+    """AUC and its standard error, images of a patient being a cluster."""
+    given = images["target"].values, probabilities, images.attrs.get("positive_from")
+    asked, said = metrics.binary(*given)
+    placed = metrics.placements(asked, said)
+    return metrics.auc(*given), metrics.patients_error(asked, placed, images["patient"].values)[0]
 
 
 # --- what is kept ----------------------------------------------------------------------------
 
 
-def _test(net: nn.Module, images: xr.Dataset, precision: str) -> xr.Dataset:
-    """The one time that the test split is read."""
-    test = data.split_of(images, "test")
-    probabilities = scores(net, test, precision)
-    result = {
-        "test_auc": _auc(test, probabilities),
-        "test_score": (("image", "output"), probabilities),
-        "test_target": test["target"],
-        "test_patient": test["patient"],
-    }
-    if images.attrs["task"] == "classes":
-        for top in (1, 5):
-            result[f"test_top{top}"] = metrics.accuracy(test["target"].values, probabilities, top)
-    if "positive_from" in images.attrs:
-        positive_from = images.attrs["positive_from"]
-        result["test_ap"] = metrics.average_precision(
-            test["target"].values, probabilities, positive_from
-        )
-    return xr.Dataset(result)
+def _tested(net: nn.Module, images: xr.Dataset, precision: str) -> xr.Dataset:
+    """What the network says of validation and test images; the one time that the test split is
+    read. Patients are numbered in the order in which they appear: no name of theirs is kept."""
+    kept: dict = {}
+    for split in ("valid", "test"):
+        part = data.split_of(images, split)
+        dims = (f"{split}_image", "finding")[: part["target"].ndim]
+        said = metrics.logits(logits(net, part, precision).numpy(), images.attrs["task"])
+        kept[f"{split}_logit"] = ((f"{split}_image", "logit"), said)
+        kept[f"{split}_target"] = (dims, part["target"].values)
+        kept[f"{split}_patient"] = (dims[0], pd.factorize(part["patient"].values)[0].astype("i4"))
+    found = xr.Dataset(kept, attrs=_task(images))
+    if images.attrs["outputs"] <= SCORED:
+        return found
+    scored = metrics.scored(found)
+    return scored[[name for name in scored if not scored[name].dims]]
+
+
+def _task(images: xr.Dataset) -> dict:
+    """What a task's scores mean, and how many images taught."""
+    told = {n: images.attrs[n] for n in ("task", "positive_from", "names", "lossy")
+            if n in images.attrs}  # fmt: skip
+    return told | {"train_images": int((images["split"] == "train").sum())}
+
+
+def _source_reached(init: config.Init) -> dict:
+    """What a source trained here reached on its own task."""
+    kept = store.read(init.source.key) if isinstance(init.source, config.Run) else None
+    if kept is None:
+        return {}
+    kept = metrics.scored(kept)
+    names = [name for name in ("auc", "top1", "top5") if f"test_{name}" in kept]
+    return {"source_reached": {name: float(kept[f"test_{name}"]) for name in names}}
+
+
+def _first_filters(net: nn.Module) -> np.ndarray | None:
+    """Weights (filter, channel, y, x) of the first convolution; None where none is kept."""
+    convolutions = (m.weight for m in net.modules() if isinstance(m, nn.Conv2d))
+    weight = next(convolutions, torch.empty(0))
+    if not 0 < weight.numel() <= FILTERS:
+        return None
+    return weight.detach().cpu().half().contiguous().numpy()
+
+
+def _filters(before: np.ndarray | None, after: np.ndarray | None) -> dict:
+    dims = ("filter", "channel", "y", "x")
+    states = {"first_before": before, "first_after": after}
+    return {name: (dims, values) for name, values in states.items() if values is not None}
 
 
 def _keep(
     run: config.Run, progress: Progress, tested: xr.Dataset, status: str, **attrs
 ) -> xr.Dataset:
-    columns = {n: [point[n] for point in progress.curve] for n in ("step", "auc", "loss")}
+    names = ("step", "auc", "auc_se", "loss")
+    columns = {n: [point[n] for point in progress.curve] for n in names}
     step = columns.pop("step")
     curve = xr.Dataset(
-        {n: ("step", np.array(v, float)) for n, v in columns.items()}, {"step": step}
+        {n: ("step", np.array(v, np.float32)) for n, v in columns.items()}, {"step": step}
     )
-    attrs |= {"device": device_name(), "best_step": progress.best_step}
-    result = curve.merge(tested).assign_attrs(attrs)
+    result = curve.merge(tested).assign_attrs(attrs | {"best_step": progress.best_step})
     if parallel.first():
         result = store.finish(run, result, status=status, seconds=progress.seconds)
         _checkpoint(run).unlink(missing_ok=True)
@@ -385,16 +503,25 @@ def _checkpoint(run: config.Run) -> Path:
     return store.run_folder(run.key) / "checkpoint.pt"
 
 
-def _save(run: config.Run, net: nn.Module, adam: torch.optim.Optimizer, progress: Progress) -> None:
+def _save(
+    run: config.Run,
+    precision: str,
+    net: nn.Module,
+    adam: torch.optim.Optimizer,
+    progress: Progress,
+) -> None:
     if not parallel.first():
         return
     state = {"net": net.state_dict(), "adam": adam.state_dict(), "progress": vars(progress)}
     with store.atomic(_checkpoint(run)) as temporary:
-        torch.save(state, temporary)
+        torch.save(state | {"precision": precision}, temporary)
 
 
-def _resume(run: config.Run, net: nn.Module, adam: torch.optim.Optimizer) -> Progress:
-    """Continue from the checkpoint if there is a whole one; else from the start."""
+def _resume(
+    run: config.Run, precision: str, net: nn.Module, adam: torch.optim.Optimizer
+) -> Progress:
+    """Continue from the checkpoint if there is a whole one of this precision; else from the
+    start."""
     path = _checkpoint(run)
     if not path.exists():
         return Progress()
@@ -402,6 +529,9 @@ def _resume(run: config.Run, net: nn.Module, adam: torch.optim.Optimizer) -> Pro
         state = torch.load(path, map_location=device(), weights_only=True)
     except Exception as error:
         log.warning("checkpoint %s is unreadable (%s): starting again", path, error)
+        return Progress()
+    if state["precision"] != precision:
+        log.warning("checkpoint %s is in %s: starting again", path, state["precision"])
         return Progress()
     net.load_state_dict(state["net"])
     adam.load_state_dict(state["adam"])

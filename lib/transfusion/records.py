@@ -1,0 +1,365 @@
+"""What stays of every run: one compact, checked record, in git, by study.
+
+A study's records are one zarr group, `data_cache/results/<study>`. Its arrays are parts: the bytes
+of one record, or of many once they are compacted, with what they mean in the array's attributes
+(data_cache/README.md). One array a record and not one a variable, since a repository of 300 runs
+should not have 5,000 files. Writing adds a part and never changes another, so processes need no
+lock, and clones no merge of files.
+
+A record is a Dataset whose attrs are its facts: `kind`, `key`, the specification, where and by what
+it was computed. What many runs share, the targets and patients of a task or the filters that a seed
+starts from, is a record of its own, named by its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from transfusion import config, machine, store
+
+SHARED = {
+    "task": ("valid_target", "valid_patient", "test_target", "test_patient"),
+    "start": ("first_before",),
+}
+# Read off the logits by whoever reads them.
+DERIVED = ("test_score", "test_auc", "test_ap", "test_top1", "test_top5")
+PART = 8 << 20  # bytes of a compacted part: few files, each one that any host takes
+GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+
+
+class Place(NamedTuple):
+    """Where a record lies: its part, and what the part says of it."""
+
+    part: Path
+    header: dict[str, Any]
+
+
+# --- runs and comparisons as records ---------------------------------------------------------
+
+
+def made_of(study: str, spec: config.Spec, result: xr.Dataset) -> list[xr.Dataset]:
+    """The records that stand for a finished result: what it shares first, its own last."""
+    facts = {n: v for n, v in result.attrs.items() if n not in ("schema", "key")}
+    facts |= {"kind": type(spec).__name__, "key": spec.key, "schema": config.SCHEMA}
+    facts |= {"study": study, "spec": config.dump(spec)}
+    if isinstance(spec, config.Comparison):
+        return [_compact_types(result).assign_attrs(facts)]
+    there = {kind: [n for n in names if n in result] for kind, names in SHARED.items()}
+    shared = [_named(kind, study, result[names]) for kind, names in there.items() if names]
+    own = result.drop_vars([name for names in there.values() for name in names])
+    if "test_logit" in own:
+        own = own.drop_vars(DERIVED, errors="ignore")
+    facts["shares"] = [record.attrs["key"] for record in shared]
+    return [*shared, own.assign_attrs(facts)]
+
+
+def _named(kind: str, study: str, values: xr.Dataset) -> xr.Dataset:
+    key = f"{kind}-{store.checksum(values)[:12]}"
+    return values.drop_attrs().assign_attrs(kind=kind, key=key, study=study)
+
+
+def _compact_types(result: xr.Dataset) -> xr.Dataset:
+    """Similarities in single precision, shares of single neurons in half."""
+    types = {"explained": np.float16}
+    floats = [name for name, v in result.variables.items() if v.dtype.kind == "f"]
+    return result.assign({n: result[n].astype(types.get(str(n), np.float32)) for n in floats})
+
+
+def name(record: xr.Dataset) -> str:
+    """What a record is called in its study: its key, and its precision where the run leaves that
+    open, so that both may be there."""
+    facts = record.attrs
+    open_precision = facts.get("spec", {}).get("optim", {}).get("precision") == "any"
+    return f"{facts['key']}-{facts['precision']}" if open_precision else facts["key"]
+
+
+def keep(study: str, spec: config.Spec) -> bool:
+    """Add a result of the cache to a study's records; False where there is none."""
+    result = store.read(spec.key)
+    if result is None:
+        return False
+    for record in made_of(study, spec, result):
+        append(store.records_folder(study), record)
+    return True
+
+
+def result(study: str, spec: config.Spec, called: str) -> xr.Dataset:
+    """What was computed for a spec, from its record and those that it shares.
+
+    Raises FileNotFoundError where there is none, store.Damaged where one is not what was written.
+    """
+    folder = store.records_folder(study)
+    own = read(folder, called)
+    shared = [read(folder, name).drop_attrs() for name in own.attrs.get("shares", [])]
+    return xr.merge([own, *shared], combine_attrs="override", join="exact", compat="equals")
+
+
+# --- which record stands for a run -----------------------------------------------------------
+
+
+def recorded(study: str, specs: Iterable[config.Spec]) -> dict[str, str]:
+    """Key -> name of its record, for those of the specs that have one.
+
+    Of runs that leave the precision open, those of one repetition count in one precision alone,
+    that of most of them: so every difference within a repetition is within a precision.
+    """
+    there, specs = index(store.records_folder(study)), list(specs)
+    found = {spec.key: spec.key for spec in specs if spec.key in there}
+    for runs in _repetitions(specs).values():
+        chosen = _begun(runs, there)
+        names = {run.key: f"{run.key}-{chosen}" for run in runs}
+        found |= {key: called for key, called in names.items() if called in there}
+    return found
+
+
+def done(study: str, specs: Iterable[config.Spec]) -> set[str]:
+    """Keys of those that need no computing here: recorded, and where their repetition is still to
+    be completed in another precision than it was begun in, recorded in that one."""
+    specs = list(specs)
+    names, chosen = recorded(study, specs), precisions(study, specs)
+    there = index(store.records_folder(study))
+    found = set(names)
+    for runs in _repetitions(specs).values():
+        if any(run.key not in names for run in runs):
+            found -= {r.key for r in runs if f"{r.key}-{chosen[r.key]}" not in there}
+    return found
+
+
+def precisions(study: str, specs: Iterable[config.Spec]) -> dict[str, config.Native]:
+    """Key -> precision to compute in, of the runs that leave it open: the one in which their
+    repetition was begun where this machine is fast at it, else its own, and then all anew."""
+    there, own = index(store.records_folder(study)), machine.precision()
+    found: dict[str, config.Native] = {}
+    for runs in _repetitions(specs).values():
+        begun = _begun(runs, there)
+        native = begun == "float32" or own == "bfloat16"  # float32 no machine has to emulate
+        found |= dict.fromkeys([run.key for run in runs], begun if begun and native else own)
+    return found
+
+
+def repetition(run: config.Run) -> tuple:
+    """What the networks and arms that are compared with each other have in common."""
+    return run.data.name, run.data.size, run.data.seed, run.seed
+
+
+def _repetitions(specs: Iterable[config.Spec]) -> dict[tuple, list[config.Run]]:
+    """The runs that leave their precision open, by repetition."""
+    found: dict[tuple, list[config.Run]] = {}
+    for spec in specs:
+        if isinstance(spec, config.Run) and spec.optim.precision == "any":
+            found.setdefault(repetition(spec), []).append(spec)
+    return found
+
+
+def _begun(runs: list[config.Run], there: dict[str, Place]) -> config.Native | None:
+    """The precision in which most of these runs are recorded, None where none is."""
+    kinds: tuple[config.Native, ...] = ("float32", "bfloat16")
+    counts = {p: sum(f"{run.key}-{p}" in there for run in runs) for p in kinds}
+    most = max(counts, key=lambda p: counts[p])
+    return most if counts[most] else None
+
+
+def vouched(study: str, names: Iterable[str]) -> str:
+    """A digest of these records: another result under the same key would change it."""
+    there = index(store.records_folder(study))
+    sums = [f"{name} {there[name].header['sha256']}" for name in names]
+    return hashlib.sha256("\n".join(sums).encode()).hexdigest()
+
+
+def facts(study: str) -> dict[str, dict[str, Any]]:
+    """What each record of a study says of itself, without its arrays."""
+    there = index(store.records_folder(study))
+    return {name: place.header["facts"] for name, place in there.items()}
+
+
+# --- a folder of parts -----------------------------------------------------------------------
+
+
+def append(folder: Path, record: xr.Dataset) -> bool:
+    """Add a record as a part of its own, atomically; False where a whole one is there already."""
+    called = name(record)
+    if is_whole(folder, called):
+        return False
+    if not (folder / "zarr.json").exists():
+        store.write_json(folder / "zarr.json", GROUP)
+    try:
+        write_part(folder / called, [encoded(record)])
+    except OSError:  # another process was first
+        if not is_whole(folder, called):
+            raise
+        return False
+    return True
+
+
+def is_whole(folder: Path, called: str) -> bool:
+    try:
+        read(folder, called)
+    except (FileNotFoundError, store.Damaged):
+        return False
+    return True
+
+
+def read(folder: Path, called: str) -> xr.Dataset:
+    """A record by name; raises FileNotFoundError, or store.Damaged where a byte has changed."""
+    place = index(folder).get(called)
+    if place is None:
+        raise FileNotFoundError(f"no record {called!r} in {folder}")
+    return decoded(place.header, payload(place))
+
+
+def index(folder: Path) -> dict[str, Place]:
+    """The records of a folder by name; parts whose description cannot be read are left out."""
+    try:
+        return _index(folder, folder.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return {}
+
+
+@lru_cache(maxsize=64)
+def _index(folder: Path, changed: int) -> dict[str, Place]:
+    found: dict[str, Place] = {}
+    for part in parts(folder):
+        for header in headers(part):
+            found[header["name"]] = Place(part, header)
+    return found
+
+
+def parts(folder: Path) -> list[Path]:
+    """Finished parts: a name that begins with a dot is one that is being written."""
+    return sorted(p for p in folder.glob("*") if p.is_dir() and p.name[0] != ".")
+
+
+def headers(part: Path) -> list[dict[str, Any]]:
+    """What a part says of its records, but for what is not as it was written."""
+    try:
+        found = json.loads((part / "zarr.json").read_bytes())["attributes"]["records"]
+        return [header for header in found if header["sha256"] == _sum(header)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []
+
+
+def verify(part: Path) -> None:
+    """Read and hash again all records of a part; raises store.Damaged."""
+    found = headers(part)
+    if not found:
+        raise store.Damaged(f"{part}: what it holds cannot be read; delete it")
+    for header in found:
+        payload(Place(part, header))
+
+
+def payload(place: Place) -> bytes:
+    """The bytes of a record; raises store.Damaged where they are not those written."""
+    header = place.header
+    try:
+        array = zarr.open_array(place.part, mode="r", zarr_format=3)
+        data = np.asarray(array[header["start"] : header["start"] + header["length"]]).tobytes()
+    except Exception as error:  # whatever a cut or changed file breaks
+        raise store.Damaged(f"{place.part} cannot be read ({error})") from error
+    if hashlib.sha256(data).hexdigest() != header["data"]:
+        raise store.Damaged(f"{place.part}: record {header['name']} is not what was written")
+    return data
+
+
+def write_part(path: Path, records: list[tuple[dict[str, Any], bytes]]) -> None:
+    """A part of records as `encoded` gives them, in place of what lies there, atomically."""
+    content = b"".join(data for _, data in records) or b"\0"  # an array of no bytes has no chunk
+    start, placed = 0, []
+    for header, data in records:
+        placed.append({**header, "start": start, "length": len(data)})
+        start += len(data)
+    values = np.frombuffer(content, np.uint8)
+    with store.atomic(path) as temporary:
+        array = zarr.create_array(
+            temporary,
+            shape=values.shape,
+            chunks=values.shape,
+            dtype=values.dtype,
+            attributes={"records": placed},
+            config={"write_empty_chunks": True},
+        )
+        array[:] = values
+
+
+def compact(study: str) -> int:
+    """Join a study's records in few parts, once it has ended; the files that it has left.
+
+    What cannot be read stays as it is. Compacted parts are left alone by later calls.
+    """
+    folder = store.records_folder(study)
+    single = [p for p in parts(folder) if not p.name.startswith("part-")]
+    whole = [p for p in single if len(headers(p)) == 1 and is_whole(folder, p.name)]
+    for chunk in _of_size(whole):
+        records = [(header, payload(Place(p, header))) for p in chunk for header in headers(p)]
+        sums = "".join(header["sha256"] for header, _ in records)
+        write_part(folder / f"part-{hashlib.sha256(sums.encode()).hexdigest()[:12]}", records)
+        for part in chunk:  # a kill before here leaves records twice, equal; the next call removes
+            store.discard(part)
+    return sum(path.is_file() for path in folder.rglob("*"))
+
+
+def _of_size(whole: list[Path]) -> Iterator[list[Path]]:
+    chunk, size = list[Path](), 0
+    for part in whole:
+        chunk.append(part)
+        size += sum(header["length"] for header in headers(part))
+        if size > PART:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+# --- a record as bytes -----------------------------------------------------------------------
+
+
+def encoded(record: xr.Dataset) -> tuple[dict[str, Any], bytes]:
+    """A record's header, plain JSON, and the bytes of its arrays. `data` is the sha256 of these,
+    and `sha256` that of the header: together they cover all of it."""
+    arrays, texts, data = list[list](), dict[str, list](), b""
+    for variable, values in sorted(record.variables.items(), key=lambda item: str(item[0])):
+        if values.dtype.kind in "UOT":
+            texts[str(variable)] = [list(values.dims), np.asarray(values.values).tolist()]
+            continue
+        plain = np.ascontiguousarray(values.values)
+        little = plain.astype(plain.dtype.newbyteorder("<"))
+        arrays.append([variable, list(values.dims), little.dtype.str, list(little.shape)])
+        data += little.tobytes()
+    header: dict[str, Any] = {"name": name(record), "facts": _plain(record.attrs)}
+    header["arrays"] = arrays
+    header |= {"texts": texts, "coords": sorted(map(str, record.coords))}
+    header["data"] = hashlib.sha256(data).hexdigest()
+    return {**header, "sha256": _sum(header)}, data
+
+
+def decoded(header: dict[str, Any], data: bytes) -> xr.Dataset:
+    """The inverse of `encoded`."""
+    variables: dict[str, Any] = {n: (dims, np.array(v)) for n, (dims, v) in header["texts"].items()}
+    start = 0
+    for variable, dims, kind, shape in header["arrays"]:
+        count = int(np.prod(shape))
+        values = np.frombuffer(data, kind, count, start).reshape(shape)
+        variables[variable] = (dims, values.astype(values.dtype.newbyteorder("=")))
+        start += values.nbytes
+    coords = {n: variables.pop(n) for n in header["coords"]}
+    return xr.Dataset(variables, coords, header["facts"])
+
+
+def _plain(facts: dict) -> dict[str, Any]:
+    """As JSON gives them back: numpy's numbers become Python's, tuples lists."""
+    return json.loads(json.dumps(facts, default=lambda value: value.item(), allow_nan=False))
+
+
+def _sum(header: dict[str, Any]) -> str:
+    """sha256 of a header but for where its record lies."""
+    told = {n: v for n, v in header.items() if n not in ("sha256", "start", "length")}
+    text = json.dumps(told, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
