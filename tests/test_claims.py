@@ -380,7 +380,7 @@ def study(monkeypatch):
             raise FileNotFoundError(chapter)
 
     def table(**found):
-        monkeypatch.setattr(claims.store, "open", open_)
+        monkeypatch.setattr(claims.studies, "results", open_)
         made = {
             name: Claim(str(result), name, str, lambda _, result=result: result)
             for name, result in found.items()
@@ -433,7 +433,7 @@ def test_the_table_of_a_study_decides_each_claim_by_its_chapter(monkeypatch):
             raise FileNotFoundError(chapter)
         return chapters[chapter]
 
-    monkeypatch.setattr(claims.store, "open", open_)
+    monkeypatch.setattr(claims.studies, "results", open_)
     table = claims.table("any")
     # No source was trained here, no chest film shown, and no batch norm alone.
     assert list(table.index) == ["transfer", "small_networks", "scaling", "small_in_size_alone"]

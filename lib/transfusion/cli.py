@@ -64,8 +64,27 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("study")
     plan.add_argument("--json", action="store_true", help="one JSON object, a field a chapter")
 
+    pack = _verb(verbs, "pack", _pack, "make a box: a study that travels to another machine")
+    pack.add_argument("study", nargs="+", help="in order of value")
+    pack.add_argument("--chapter", action="append", help="only this one (may be repeated)")
+    pack.add_argument("--out", type=Path, required=True, metavar="BOX")
+    pack.add_argument(
+        "--lossy", type=int, metavar="Q", help="images as WebP of quality Q, 1 to 100"
+    )
+    pack.add_argument("--limit", metavar="SIZE", help="such as 60MB; the rest is left out")
+
+    work = _verb(verbs, "work", _work, "compute in a box what fits into the minutes")
+    work.add_argument("box", type=Path)
+    work.add_argument("--minutes", type=float, required=True)
+    work.add_argument("--jobs", type=int, help="processes; default: cores, or measured on a GPU")
+    work.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the records")
+
+    merge = _verb(verbs, "merge", _merge, "add the records that a box or another clone has brought")
+    merge.add_argument("folder", nargs="+", type=Path)
+
     cache = _verb(verbs, "cache", _cache, "what is kept: list it, hash it again, clear it")
-    cache.add_argument("what", choices=["ls", "verify", "prune"])
+    cache.add_argument("what", choices=["ls", "verify", "prune", "compact"])
+    cache.add_argument("study", nargs="?", help="compact: whose records are joined in few files")
     cache.add_argument("--yes", action="store_true", help="prune: remove, not only list")
 
     book = _verb(verbs, "book", _book, "build the book from rendered chapters")
@@ -152,9 +171,44 @@ def _plan(arguments: argparse.Namespace) -> None:
         print(f"Reckoned at {rates} (assumed); runs that another chapter has are counted once.")
 
 
-def _cache(arguments: argparse.Namespace) -> None:
-    from transfusion import cache
+def _pack(arguments: argparse.Namespace) -> None:
+    from transfusion import pack
 
+    chosen = {name: getattr(arguments, name) for name in ("lossy", "limit")}
+    made = pack.pack(arguments.study, arguments.out, chapters=arguments.chapter, **chosen)
+    print(pack.told(made, arguments.out))
+
+
+def _work(arguments: argparse.Namespace) -> None:
+    try:
+        from transfusion import work
+    except ImportError as error:
+        raise ValueError(f"{error.name} is missing here: see the README of the box") from error
+    work.work(arguments.box, arguments.minutes, arguments.out, jobs=arguments.jobs)
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    from transfusion import box
+
+    found = box.merge(arguments.folder)
+    print(f"{len(found.added)} records added, {len(found.there)} were there already")
+    if found.weights:
+        print(f"weights of {len(found.weights)} pretrainings: {', '.join(found.weights)}")
+    if found.other_code:
+        print(f"made by other code, and as good: {', '.join(found.other_code)}")
+    if found.refused:
+        lines = "\n  ".join(f"{name}: {why}" for name, why in found.refused.items())
+        raise ValueError(f"{len(found.refused)} records refused:\n  {lines}")
+
+
+def _cache(arguments: argparse.Namespace) -> None:
+    from transfusion import cache, records
+
+    if arguments.what == "compact":
+        if not arguments.study:
+            raise ValueError("compact: expected a study")
+        print(f"{records.compact(arguments.study)} files")
+        return
     if arguments.what == "ls":
         print(cache.ls().round(2).to_string())
         return

@@ -32,6 +32,8 @@ SHARED = {
 }
 # Read off the logits by whoever reads them.
 DERIVED = ("test_score", "test_auc", "test_ap", "test_top1", "test_top5")
+# What a record says beside what its result does.
+OF_RECORD = ("kind", "key", "study", "spec", "schema", "shares")
 PART = 8 << 20  # bytes of a compacted part: few files, each one that any host takes
 GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 
@@ -97,7 +99,11 @@ def result(study: str, spec: config.Spec, called: str) -> xr.Dataset:
 
     Raises FileNotFoundError where there is none, store.Damaged where one is not what was written.
     """
-    folder = store.records_folder(study)
+    return whole(store.records_folder(study), called)
+
+
+def whole(folder: Path, called: str) -> xr.Dataset:
+    """A record with those that it shares; raises as `result`."""
     own = read(folder, called)
     shared = [read(folder, name).drop_attrs() for name in own.attrs.get("shares", [])]
     return xr.merge([own, *shared], combine_attrs="override", join="exact", compat="equals")
@@ -220,7 +226,7 @@ def index(folder: Path) -> dict[str, Place]:
     """The records of a folder by name; parts whose description cannot be read are left out."""
     try:
         return _index(folder, folder.stat().st_mtime_ns)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
 
 
@@ -236,6 +242,24 @@ def _index(folder: Path, changed: int) -> dict[str, Place]:
 def parts(folder: Path) -> list[Path]:
     """Finished parts: a name that begins with a dot is one that is being written."""
     return sorted(p for p in folder.glob("*") if p.is_dir() and p.name[0] != ".")
+
+
+def claimed(part: Path) -> int:
+    """How many records a part says that it has, whole or not; 1 where even that cannot be read."""
+    try:
+        return len(json.loads((part / "zarr.json").read_bytes())["attributes"]["records"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 1
+
+
+def restore(folder: Path) -> None:
+    """Undo what a kill has left half done: a part is replaced by two renames."""
+    for old in folder.glob(".*.old"):
+        target = folder / old.name[1 : -len(".old")]
+        if target.exists():
+            store.discard(old)
+        else:
+            old.rename(target)
 
 
 def headers(part: Path) -> list[dict[str, Any]]:
@@ -329,8 +353,7 @@ def encoded(record: xr.Dataset) -> tuple[dict[str, Any], bytes]:
         if values.dtype.kind in "UOT":
             texts[str(variable)] = [list(values.dims), np.asarray(values.values).tolist()]
             continue
-        plain = np.ascontiguousarray(values.values)
-        little = plain.astype(plain.dtype.newbyteorder("<"))
+        little = values.values.astype(values.dtype.newbyteorder("<"))
         arrays.append([variable, list(values.dims), little.dtype.str, list(little.shape)])
         data += little.tobytes()
     header: dict[str, Any] = {"name": name(record), "facts": _plain(record.attrs)}

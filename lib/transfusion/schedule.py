@@ -11,8 +11,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 
-from tqdm import tqdm
-
 from transfusion import config, data, machine, records, store
 
 # What a process is given; synthetic images are drawn before their runs.
@@ -132,6 +130,8 @@ def _finish(
 ) -> None:
     """Wait for the ends of tasks, with a progress bar, and record each; raises Failed after the
     last."""
+    from tqdm import tqdm  # not in a box, which has a log of its own
+
     errors: dict[str, BaseException] = {}
     tasks = {task.key: task for task in todo if not isinstance(task, config.Data)} if study else {}
     start = time.monotonic()

@@ -316,7 +316,8 @@ def finish(
     facts = {"schema": LAYOUT, "key": spec.key, "status": status, "seconds": seconds}
     facts |= {n: dataset.attrs[n] for n in ("precision",) if n in dataset.attrs}
     write_json(folder / "spec.json", config.dump(spec))
-    write_zarr(dataset.assign_attrs(facts | provenance()), folder / "result.zarr")
+    attrs = provenance() | dataset.attrs | facts  # a result from elsewhere says where it was made
+    write_zarr(dataset.assign_attrs(attrs), folder / "result.zarr")
     sums = {path.name: checksum(path) for path in folder.glob("*.safetensors")}
     write_json(folder / "done.json", facts | {"sha256": sums})
     return read_zarr(folder / "result.zarr")

@@ -32,12 +32,16 @@ EVALUATION_BATCH = int(os.environ.get("TRANSFUSION_EVALUATION_BATCH", 256))
 SCORED = 20
 FILTERS = 1 << 16  # weights of a first layer that is kept; the 16x16 patches of a ViT are not
 Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and target
-Tell = Callable[[int, float], None]  # is told the step reached and the seconds it took
+Tell = Callable[[int, float], bool]  # hears step and seconds, and says whether to go on
 log = logging.getLogger(__name__)
 
 
 class NotFinite(ArithmeticError):
     """The loss became NaN or infinite."""
+
+
+class Stopped(RuntimeError):
+    """Who asked for a run gave it up; its checkpoint is kept."""
 
 
 @dataclass
@@ -81,7 +85,7 @@ def fit(
     A run whose loss is not finite ends as `failed`, with step and learning rate in the attrs.
     `precision` decides where the run leaves it open (`any`): by default what this machine is fast
     at, or what is there. `images` are those of the run, where the caller has them already; `tell`
-    hears of each evaluation and may raise to give up.
+    hears of each evaluation and says whether to go on: else Stopped is raised.
     Raises ValueError for an unknown model, data set or weights that do not fit.
     """
     with store.lease(run.key):
@@ -108,7 +112,9 @@ def is_complete(run: config.Run, precision: config.Native | None = None) -> bool
 def _own_precision(run: config.Run) -> config.Native:
     """What a run says, or, where it leaves it open, what this machine is fast at."""
     found = run.optim.precision
-    return machine.precision() if found == "any" else found
+    if found != "any":
+        return found
+    return "bfloat16" if device().type == "cuda" else machine.precision()
 
 
 def take_part(run: config.Run, checkpoint_seconds: float) -> None:
@@ -246,7 +252,7 @@ def _train(
 ) -> bool:
     """Train to the last step, evaluating on the way; whether the steps were those of a CUDA graph.
 
-    Raises NotFinite, or what `tell` raises.
+    Raises NotFinite, or Stopped where `tell` wants no more of it.
     """
     pixels, target = _on_device(data.split_of(images, "train"))
     valid = data.split_of(images, "valid")
@@ -273,8 +279,11 @@ def _train(
             if now - saved >= checkpoint_seconds and progress.step < run.optim.steps:
                 progress.seconds, start, saved = progress.seconds + now - start, now, now
                 _save(run, precision, net, adam, progress)
-            if tell is not None and progress.step < run.optim.steps:
-                tell(progress.step, progress.seconds + now - start)
+            spent = progress.seconds + now - start
+            if tell and progress.step < run.optim.steps and not tell(progress.step, spent):
+                progress.seconds = spent
+                _save(run, precision, net, adam, progress)
+                raise Stopped(f"given up at step {progress.step}")
     progress.seconds += time.perf_counter() - start
     return graph
 

@@ -1,0 +1,300 @@
+"""A study packed for a machine without network, and what it brings back.
+
+A box is a folder: `box.json` (what to compute, most valuable first), `images` (prepared sets, each
+picture a WebP), `weights` (pretrained ones, in half precision where that is exact), `sources`
+(networks pretrained at home, as records) and the library. `pack` makes it, `work` computes in it,
+and `merge` adds the records that come back. Nothing here needs more than a box may count on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from transfusion import config, data, records, store
+
+LIBRARY = Path(__file__).parent
+PIECE = 8_000_000  # bytes of weights a record; a tensor that is larger has one of its own
+
+
+class Entry(NamedTuple):
+    """What a box asks for: a run or comparison, for which study, and in which precision where its
+    repetition was begun in one."""
+
+    study: str
+    spec: config.Spec
+    precision: config.Native | None
+
+
+class Contents(NamedTuple):
+    """A box as it is read."""
+
+    entries: list[Entry]  # most valuable first, and what is needed before what needs it
+    files: dict[str, str]  # path within the box -> sha256
+    commit: str
+
+
+def code(folder: Path = LIBRARY) -> str:
+    """A digest of a library's files."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".py", ".csv")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def read(box: Path) -> Contents:
+    """What a box holds; raises FileNotFoundError or ValueError where it is none, is not whole, or
+    was packed by other code than would work in it."""
+    try:
+        told = json.loads((box / "box.json").read_text())
+        entries = [Entry(e["study"], _spec(e["spec"]), e["precision"]) for e in told["entries"]]
+        found = Contents(entries, told["files"], told["commit"])
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no box at {box}: expected a folder with box.json") from None
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{box / 'box.json'} is not what `pack` wrote: {error}") from None
+    if told["code"] != code():
+        raise ValueError(
+            f"the box was packed by other code (commit {found.commit}); work with its own: "
+            f"cd {box} && python -m transfusion work . --minutes M --out DIR"
+        )
+    for name, expected in found.files.items():
+        if not (box / name).is_file() or store.checksum(box / name) != expected:
+            raise ValueError(f"{box / name} is not what was packed: copy the box again")
+    return found
+
+
+def _spec(fields: dict) -> config.Spec:
+    spec = config.load(fields)
+    assert not isinstance(spec, config.Data)
+    return spec
+
+
+def images_file(spec: config.Data) -> str:
+    return f"images/{spec.name}-{spec.size}.npz"
+
+
+def weights_file(name: str) -> str:
+    return f"weights/{name}.npz"
+
+
+# --- images ----------------------------------------------------------------------------------
+
+
+def pack_images(images: xr.Dataset, path: Path, lossy: int | None = None) -> None:
+    """A prepared set as one file, its pictures as WebP: without loss, or of this quality."""
+    how = {"quality": lossy} if lossy else {"lossless": True}
+
+    def picture(pixels: np.ndarray) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(file, "WEBP", **how)
+        return file.getvalue()
+
+    with ThreadPoolExecutor() as pool:
+        pictures = list(pool.map(picture, images["pixels"].values))
+    attrs = {n: v for n, v in images.attrs.items() if n != "sha256"}
+    attrs |= {"lossy": lossy} if lossy else {}
+    columns: dict[str, Any] = {n: images[n].values for n in ("target", "patient", "split")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        path,
+        webp=np.frombuffer(b"".join(pictures), np.uint8),
+        offset=np.cumsum([0, *map(len, pictures)]),
+        attrs=np.array(json.dumps(attrs)),
+        **columns,
+    )
+
+
+def unpack_images(path: Path) -> xr.Dataset:
+    """The inverse of `pack_images`; of lossy pictures the attrs say so."""
+    with np.load(path) as held:
+        webp, offset, attrs = held["webp"], held["offset"], json.loads(str(held["attrs"]))
+        target, patient, split = (held[name] for name in ("target", "patient", "split"))
+
+    def pixels(i: int) -> np.ndarray:
+        with Image.open(io.BytesIO(webp[offset[i] : offset[i + 1]].tobytes())) as image:
+            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+
+    with ThreadPoolExecutor() as pool:
+        found = np.stack(list(pool.map(pixels, range(len(offset) - 1))))
+    return data.dataset(found, target, patient, split, attrs)
+
+
+# --- weights ---------------------------------------------------------------------------------
+
+
+def pack_weights(name: str, path: Path) -> None:
+    """Named weights, each tensor in half precision where that loses nothing: so they were given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = load_file(store.weights_file(name))
+    arrays: dict[str, Any] = {tensor: _halved(values) for tensor, values in state.items()}
+    np.savez_compressed(path, **arrays)
+
+
+def _halved(values: np.ndarray) -> np.ndarray:
+    if values.dtype != np.float32:
+        return values
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), values) else values
+
+
+def unpack_weights(name: str, path: Path) -> None:
+    """Keep packed weights in the cache, where they must be the file that their name says."""
+    with np.load(path) as held:
+        state = {n: _single(held[n]) for n in held.files}
+    with store.atomic(store.weights_file(name)) as temporary:
+        save_file(state, temporary)
+    store.verify_weights(store.weights_file(name))
+
+
+def _single(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32) if values.dtype == np.float16 else values
+
+
+def weights_records(study: str, key: str) -> list[xr.Dataset]:
+    """The weights of a finished run as records: what is used of a source, in half precision but for
+    batch norm and biases (`train.halved`), in pieces that fit in a part."""
+    path = store.weights_path(key)
+    if path is None:
+        return []
+    half = {
+        n: v.astype(np.float16) if v.ndim > 1 and v.dtype == np.float32 else v
+        for n, v in load_file(path).items()
+    }
+    pieces = list(_pieces(half))
+    facts = {"kind": "Weights", "study": study, "run": key, "pieces": len(pieces)}
+    return [
+        xr.Dataset(
+            {n: ([f"{n} {axis}" for axis in range(v.ndim)], v) for n, v in piece.items()},
+            attrs=facts | {"key": f"weights-{key}-{number}"},
+        )
+        for number, piece in enumerate(pieces)
+    ]
+
+
+def _pieces(state: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    piece, size = dict[str, np.ndarray](), 0
+    for name, values in state.items():
+        if piece and size + values.nbytes > PIECE:
+            yield piece
+            piece, size = {}, 0
+        piece[name] = values
+        size += values.nbytes
+    yield piece
+
+
+def bring_weights(folder: Path) -> list[str]:
+    """Keep in the cache what runs in a folder of parts have left with their weights, where these
+    are not there; the keys of those that were brought."""
+    there = records.index(folder)
+    facts = [place.header["facts"] for place in there.values()]
+    runs = {told["run"] for told in facts if told["kind"] == "Weights"}
+    return [key for key in sorted(runs) if _bring(folder, there, key)]
+
+
+def _bring(folder: Path, there: dict[str, records.Place], key: str) -> bool:
+    pieces = [n for n in there if n.startswith(f"weights-{key}-")]
+    run = next((n for n in there if n.partition("-")[0] == key), None)
+    if run is None or store.complete(key):
+        return False
+    if len(pieces) < there[pieces[0]].header["facts"]["pieces"]:
+        return False
+    result = records.whole(folder, run)
+    spec = _spec(result.attrs["spec"])
+    state = {
+        str(n): _single(v.values)
+        for piece in pieces
+        for n, v in records.read(folder, piece).items()
+    }
+    with store.lease(key):
+        store.save_weights(key, state, save_file)
+        own = {n: v for n, v in result.attrs.items() if n not in records.OF_RECORD}
+        store.finish(spec, result.drop_attrs().assign_attrs(own),
+                     status=own["status"], seconds=own["seconds"])  # fmt: skip
+    return True
+
+
+# --- what comes back -------------------------------------------------------------------------
+
+
+class Merged(NamedTuple):
+    """What a merge did, in keys; of `refused`, why."""
+
+    added: list[str]
+    there: list[str]
+    refused: dict[str, str]
+    weights: list[str]
+    other_code: list[str]  # of the added: made by another commit than this one
+
+
+def merge(folders: list[Path]) -> Merged:
+    """Add the records of other places to those of their studies here, and their weights to the
+    cache. A record is taken where its bytes are those written and its key is that of its
+    specification under the present schema; by which code it was made is told, not judged.
+
+    `folders` are what `work` wrote, or another clone's `data_cache/results` or a study in it.
+    Raises FileNotFoundError where one holds no record.
+    """
+    found = Merged([], [], {}, [], [])
+    for folder in (f for given in folders for f in _holding(given)):
+        records.restore(folder)
+        for part in records.parts(folder):
+            _merge_part(part, found)
+        found.weights.extend(bring_weights(folder))
+    return found
+
+
+def _holding(folder: Path) -> list[Path]:
+    """The folders of parts at or below a place."""
+    groups = [folder, *(p for p in folder.glob("*") if p.is_dir())]
+    found = [g for g in groups if any((p / "zarr.json").exists() for p in records.parts(g))
+             and not (g / "c").exists()]  # fmt: skip
+    if not found:
+        raise FileNotFoundError(f"no records in {folder}: expected what `transfusion work` wrote")
+    return found
+
+
+def _merge_part(part: Path, found: Merged) -> None:
+    whole = records.headers(part)
+    for number in range(records.claimed(part) - len(whole)):
+        found.refused[f"{part} ({number + 1})"] = "its description is not what was written"
+    for header in whole:
+        name, facts = header["name"], header["facts"]
+        if facts["kind"] == "Weights":
+            continue
+        try:
+            _check(facts)
+            record = records.decoded(header, records.payload(records.Place(part, header)))
+            new = records.append(store.records_folder(facts["study"]), record)
+        except (store.Damaged, ValueError) as error:
+            found.refused[name] = str(error)
+            continue
+        if facts["kind"] in records.SHARED:
+            continue
+        (found.added if new else found.there).append(name)
+        if new and facts.get("commit") != store.provenance()["commit"]:
+            found.other_code.append(name)
+
+
+def _check(facts: dict[str, Any]) -> None:
+    """Raise ValueError for a record that says of itself what is not so here."""
+    study = facts["study"]
+    known = sorted(p.parent.name for p in (store.HOME / "params").glob("*/common.yml"))
+    config.one_of(study, known, "study")
+    if facts["kind"] in records.SHARED:
+        return
+    if facts["schema"] != config.SCHEMA:
+        raise ValueError(f"schema {facts['schema']}, expected {config.SCHEMA}: made by other rules")
+    if _spec(facts["spec"]).key != facts["key"]:
+        raise ValueError("its key is not that of its specification")

@@ -1,0 +1,240 @@
+"""Making a box: what a study still asks for, as a folder that travels."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from transfusion import box, config, data, records, schedule, store, studies
+
+# Operations a second, to say beforehand how long a box takes. The H100 is assumed, not measured; a
+# core with AMX is `studies.CORE`, and with AVX2 alone it does a third of that, measured.
+SPEEDS = {
+    "an H100": studies.GPU,
+    "a core with AMX": studies.CORE,
+    "a core with AVX2 alone": studies.CORE / 3,
+}
+BESIDE = 4000  # bytes of licence, README and what else box.json says
+UNITS = {"": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+README = """# A box of {studies}
+
+{runs} trainings and comparisons, most valuable first, packed at commit {commit}.
+It needs Python 3.11 to 3.13 with torch 2.11 or later, torchvision, numpy, xarray, pandas,
+scikit-learn and safetensors; and zarr and pydantic, which most machines lack
+(`pip install zarr pydantic`, or from wheels where there is no network).
+
+There, for nine minutes; again with the same folder it goes on:
+
+    python -m transfusion work . --minutes 9 --out ../back
+
+At home, in the checkout that made it:
+
+    transfusion merge back
+"""
+
+
+class Packed(NamedTuple):
+    """What is in a box, and what is not."""
+
+    size: int  # bytes
+    entries: list[box.Entry]
+    left_out: list[box.Entry]  # did not fit
+    pixels: int  # that its trainings see
+    operations: float
+
+
+def pack(
+    names: list[str],
+    out: Path,
+    *,
+    chapters: list[str] | None = None,
+    lossy: int | None = None,
+    limit: str | None = None,
+) -> Packed:
+    """Make a box of what these studies, in this order of value, have no record of.
+
+    `chapters` are those wanted, in order of value; `lossy` a WebP quality, 1 to 100; `limit` a size
+    such as `60MB`: what does not fit is left out, from the end. Raises ValueError for what cannot
+    run or be packed, or where nothing is missing, FileExistsError where `out` holds other things.
+    """
+    if lossy is not None and not 1 <= lossy <= 100:
+        raise ValueError(f"lossy {lossy}: expected a quality of 1 to 100")
+    most = _bytes(limit) if limit else None
+    if out.exists() and any(out.iterdir()) and not (out / "box.json").exists():
+        raise FileExistsError(f"{out} holds other things than a box: give another folder")
+    wanted = list(_wanted(names, chapters))
+    if not wanted:
+        raise ValueError(f"nothing to pack: all of {', '.join(names)} is recorded")
+    schedule.check([entry.spec for entry in wanted])
+    with store.atomic(out) as folder:
+        folder.mkdir()
+        _library(folder)
+        needed = {entry.spec.key: _files(entry.spec, lossy) for entry in wanted}
+        written: dict[str, int] = {}
+        for name, write in [item for files in needed.values() for item in files.items()]:
+            if name not in written:
+                write(folder / name)
+                written[name] = _size(folder / name)
+        kept = _fitting(wanted, needed, written, most, _size(folder / "transfusion"))
+        used = {name for entry in kept for name in needed[entry.spec.key]}
+        for name in written.keys() - used:
+            store.discard(folder / name)
+        _describe(folder, names, kept)
+        runs = [e.spec for e in kept if isinstance(e.spec, config.Run)]
+        return Packed(
+            _size(folder),
+            kept,
+            wanted[len(kept) :],
+            sum(r.optim.steps * r.optim.batch * r.data.size**2 for r in runs),
+            sum(schedule.cost(entry.spec) for entry in kept),
+        )
+
+
+def _bytes(limit: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(\w*)", limit)
+    if not found or found[2] not in UNITS:
+        raise ValueError(f"limit {limit!r}: expected a size such as 60MB")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def _wanted(names: list[str], chapters: list[str] | None) -> Iterator[box.Entry]:
+    """What is missing, each once: by study, chapter and repetition; sources before their targets.
+
+    A source that was pretrained here travels with its weights, and is not among them.
+    """
+    seen: set[str] = set()
+    for study in names:
+        config.one_of(study, studies.studies(), "study")
+        own = [c for c in studies.chapters(study) if studies.specs(study, c)]
+        for chapter in chapters or own:
+            asked = sorted(studies.specs(study, chapter), key=lambda s: getattr(s, "seed", 0))
+            chosen = records.precisions(study, asked)
+            begun = records.recorded(study, asked)
+            for spec in schedule.missing(asked, study):
+                if isinstance(spec, config.Data) or spec.key in seen:
+                    continue
+                seen.add(spec.key)
+                yield box.Entry(study, spec, chosen.get(spec.key) if begun else None)
+
+
+def _files(spec: config.Spec, lossy: int | None) -> dict[str, Callable[[Path], None]]:
+    """The files that a run or comparison needs in a box, and what writes each."""
+    found: dict[str, Callable[[Path], None]] = {}
+    for need in [*schedule.needs(spec), spec]:
+        if isinstance(need, config.Data) and need.name not in data.SYNTHETIC:
+            found[box.images_file(need)] = _images(need, lossy)
+        elif isinstance(need, config.Run):
+            if isinstance(need.init.source, str):
+                name = need.init.source
+                found[box.weights_file(name)] = _weights(name)
+            elif need.init.source is not None and store.complete(need.init.source.key):
+                found[f"sources/{need.init.source.key}"] = _source(need.init.source)
+    pretrained = [n for n in found if n.startswith("sources/")]
+    return {n: w for n, w in found.items() if not _only_of_source(n, spec, pretrained)}
+
+
+def _only_of_source(name: str, spec: config.Spec, pretrained: list[str]) -> bool:
+    """Whether images are needed by nothing but a pretraining that is not done again."""
+    if not pretrained or not name.startswith("images/"):
+        return False
+    runs = spec.runs if isinstance(spec, config.Comparison) else (spec,)
+    return name not in {box.images_file(run.data) for run in runs}
+
+
+def _images(spec: config.Data, lossy: int | None) -> Callable[[Path], None]:
+    whole = data.prepared_path(spec.name, spec.size)
+    return lambda path: box.pack_images(store.read_zarr(whole), path, lossy)
+
+
+def _weights(name: str) -> Callable[[Path], None]:
+    return lambda path: box.pack_weights(name, path)
+
+
+def _source(run: config.Run) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        result = store.read(run.key)
+        assert result is not None  # it is complete
+        for record in [*records.made_of("", run, result), *box.weights_records("", run.key)]:
+            records.append(path, record)
+
+    return write
+
+
+def _library(folder: Path) -> None:
+    kinds = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(box.LIBRARY, folder / "transfusion", ignore=kinds)
+    (folder / "transfusion" / "COMMIT").write_text(store.provenance()["commit"])
+    shutil.copy(store.HOME / "LICENSE", folder)
+
+
+def _fitting(
+    wanted: list[box.Entry],
+    needed: dict[str, dict],
+    written: dict[str, int],
+    most: float | None,
+    library: int,
+) -> list[box.Entry]:
+    """As many, from the first, as fit with all that they need."""
+    kept, used, size = list[box.Entry](), set[str](), float(library + BESIDE)
+    for entry in wanted:
+        more = needed[entry.spec.key].keys() - used
+        size += sum(written[name] for name in more)
+        indented = json.dumps(config.dump(entry.spec), indent=1)
+        size += 1.2 * len(indented)  # as it stands in box.json, three levels deeper
+        if most is not None and size > most:
+            break
+        used |= more
+        kept.append(entry)
+    if not kept:
+        raise ValueError(f"not even the first run fits: it takes {size / 1e6:.1f} MB")
+    return kept
+
+
+def _describe(folder: Path, names: list[str], kept: list[box.Entry]) -> None:
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and "transfusion" not in p.parts]
+    commit = store.provenance()["commit"]
+    told = {
+        "commit": commit,
+        "code": box.code(),
+        "entries": [
+            {"study": e.study, "precision": e.precision, "spec": config.dump(e.spec)} for e in kept
+        ],
+        "files": {
+            str(p.relative_to(folder)): store.checksum(p) for p in files if p.parent != folder
+        },
+    }
+    store.write_json(folder / "box.json", told)
+    words = README.format(studies=", ".join(names), runs=len(kept), commit=commit)
+    (folder / "README.md").write_text(words)
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def told(packed: Packed, out: Path) -> str:
+    """What a box holds and takes, in words."""
+    lines = [
+        f"{out}: {packed.size / 1e6:.1f} MB, {len(packed.entries)} trainings and comparisons, "
+        f"{packed.pixels:.3g} pixels to be seen"
+    ]
+    lines += [
+        f"about {packed.operations / speed / 60:.1f} min of {what}"
+        for what, speed in SPEEDS.items()
+    ]
+    lines[1:] = ["; ".join(lines[1:]) + " (reckoned; the H100 assumed)"]
+    if packed.left_out:
+        lines.append(f"left out, as they do not fit: {len(packed.left_out)}")
+        lines += [f"  {entry.study} {_named(entry.spec)}" for entry in packed.left_out]
+    return "\n".join(lines)
+
+
+def _named(spec: config.Spec) -> str:
+    if isinstance(spec, config.Comparison):
+        return f"{spec.key} comparison of {len(spec.runs)} networks"
+    return f"{spec.key} {spec.model} {spec.init.name} seed {spec.seed}"

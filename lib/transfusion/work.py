@@ -1,0 +1,204 @@
+"""Computing in a box: what fits into the minutes, most valuable first, every record kept at once.
+
+One process hands out the work and writes the records; others compute, one on each core, or several
+on a GPU. Only the folder of records comes back, a few files: its parts are rewritten as they grow,
+each atomically.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from filelock import FileLock, Timeout
+
+from transfusion import box, config, data, outbox, records, schedule, store
+from transfusion.crew import Crew, assign, listen, more_workers, progress
+from transfusion.schedule import Task
+
+SAYS = 10.0  # seconds between two lines of progress
+STOP = 3.0  # seconds before the end at which nothing more is waited for: to kill and to leave
+Say = Callable[[str], None]
+MOST = 8  # processes on a GPU; each has a CUDA context of its own, half a GB
+
+
+def work(place: Path, minutes: float, out: Path, *, jobs: int | None = None) -> None:
+    """Compute in a box for so many minutes, and keep each finished record in `out`.
+
+    `jobs` processes: by default one a core, or, on a GPU, 1, 2, 4 or 8, as many as are faster
+    together. A second call with the same `out` goes on. Raises ValueError or OSError, naming what
+    is wrong, for a box that is not whole or of other code, minutes or jobs that are none, an `out`
+    with records of other studies, or that cannot be written; schedule.Failed, after all else, where
+    runs could not be computed. What is finished is kept, whatever happens.
+    """
+    begun = time.monotonic()
+    if not 0 < minutes < float("inf"):
+        raise ValueError(f"--minutes {minutes:g}: expected the time to compute in, such as 9")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"--jobs {jobs}: expected a number of processes, such as 6")
+    contents = box.read(place)
+    out.mkdir(parents=True, exist_ok=True)
+    os.environ["TRANSFUSION_CACHE"] = str(_cache(place))
+    store.require_writable()
+    with _alone(), (out / "log.txt").open("a") as log:
+        say = partial(_say, log=log)
+        todo = _unpack(place, contents, out, say)
+        crew = _crew(contents.entries, todo, out, say, jobs)
+        crew.deadline = begun + 60 * minutes - STOP
+        try:
+            _compute(crew)
+        finally:
+            for worker in crew.workers:
+                worker.process.kill()
+        say(_summary(crew, out))
+    if crew.broken:
+        lines = "\n  ".join(f"{key}: {why}" for key, why in crew.broken.items())
+        raise schedule.Failed(f"{len(crew.broken)} could not be computed here:\n  {lines}")
+
+
+def _crew(
+    entries: list[box.Entry], todo: dict[str, Task], out: Path, say: Say, jobs: int | None
+) -> Crew:
+    on_gpu = torch.cuda.is_available()
+    first = jobs or (1 if on_gpu else os.cpu_count() or 1)
+    most = MOST if on_gpu and not jobs else first
+    return Crew(entries, todo, partial(_deposit, entries, out, say), say, jobs=first, most=most)
+
+
+def _compute(crew: Crew) -> None:
+    """Keep workers busy with what fits until all is done, nothing fits, or time is over."""
+    said = time.monotonic()
+    while time.monotonic() < crew.deadline:
+        assign(crew)
+        if not any(worker.task for worker in crew.workers):
+            return
+        listen(crew)
+        more_workers(crew)
+        if time.monotonic() - said > SAYS:
+            said = time.monotonic()
+            crew.say(progress(crew))
+
+
+def _summary(crew: Crew, out: Path) -> str:
+    ahead = [*crew.todo.values(), *(worker.task for worker in crew.workers if worker.task)]
+    left = sum(not isinstance(task, config.Data) for task in ahead)
+    more = f"; {left} left, with which the same command goes on" if left else ""
+    return f"{crew.done} finished and kept in {out}{more}"
+
+
+def _say(words: str, log: TextIO) -> None:
+    print(words, file=sys.stderr, flush=True)
+    log.write(f"{time.strftime('%F %T')} {words}\n")
+    log.flush()
+
+
+def _cache(place: Path) -> Path:
+    """Where weights and checkpoints lie: in the box, or beside other temporary files where that
+    cannot be written."""
+    named = os.environ.get("TRANSFUSION_CACHE")
+    if named:
+        return Path(named).resolve()
+    if os.access(place, os.W_OK):
+        return (place / "cache").resolve()
+    mark = hashlib.sha256((place / "box.json").read_bytes()).hexdigest()[:12]
+    return Path(tempfile.gettempdir(), f"transfusion-box-{mark}")
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    lock = FileLock(store.root() / ".work.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another `work` is at this box (cache {store.root()})") from None
+    with lock:
+        yield
+
+
+# --- before and after ------------------------------------------------------------------------
+
+
+def _unpack(place: Path, contents: box.Contents, out: Path, say: Say) -> dict[str, Task]:
+    """Bring to the cache what the box and earlier calls have left; what is still to be computed."""
+    entries = contents.entries
+    facts = list(outbox.held(out).values())
+    foreign = {told["study"] for told in facts} - {entry.study for entry in entries}
+    if foreign:
+        raise ValueError(
+            f"{out} holds records of other studies ({', '.join(sorted(foreign))}): "
+            "give this box a folder of its own"
+        )
+    for folder in [*(place / "sources").glob("*"), out]:
+        box.bring_weights(folder)
+    held = {told["key"] for told in facts if told["kind"] in ("Run", "Comparison")}
+    for entry in entries:  # finished before a call was killed
+        if entry.spec.key not in held and _whole(entry.spec):
+            _deposit(entries, out, say, entry.spec)
+            held.add(entry.spec.key)
+    todo: dict[str, Task] = {
+        e.spec.key: e.spec for e in entries if not _is_there(e.spec, held, contents)
+    }
+    for name in dict.fromkeys(_weights(todo.values())):
+        if not store.weights_file(name).exists():
+            box.unpack_weights(name, place / box.weights_file(name))
+    images = dict.fromkeys(entry.spec.data for entry in entries if entry.spec.key in todo)
+    drawn = {spec.key: spec for spec in images if not _unpacked(spec, place)}
+    return {**drawn, **todo}
+
+
+def _is_there(spec: config.Spec, held: set[str], contents: box.Contents) -> bool:
+    """Whether a record is there, and the weights too where something else asks for them."""
+    if spec.key not in held:
+        return False
+    others = [e.spec for e in contents.entries if e.spec.key not in held]
+    wanted = {need.key for other in others for need in schedule.needs(other)}
+    return spec.key not in wanted or store.complete(spec.key)
+
+
+def _whole(spec: Task) -> bool:
+    if isinstance(spec, config.Run):
+        return store.complete(spec.key)
+    return store.read(spec.key) is not None
+
+
+def _weights(tasks: Iterable[Task]) -> Iterator[str]:
+    """Names of the pretrained weights that runs, also those of comparisons, start from."""
+    for task in tasks:
+        for run in task.runs if isinstance(task, config.Comparison) else (task,):
+            if isinstance(run, config.Run) and isinstance(run.init.source, str):
+                yield run.init.source
+
+
+def _unpacked(spec: config.Data, place: Path) -> bool:
+    """Whether images are there, those of the box unpacked; not so drawn ones, still to be drawn."""
+    if spec.name in data.SYNTHETIC:
+        return data.drawn_path(spec).exists()
+    path, packed = data.prepared_path(spec.name, spec.size), place / box.images_file(spec)
+    if not path.exists():
+        store.write_zarr(box.unpack_images(packed), path)
+    return True
+
+
+def _deposit(entries: list[box.Entry], out: Path, say: Say, spec: config.Spec) -> None:
+    """Keep the record of a finished result, and the weights of one that others start from."""
+    study = next(entry.study for entry in entries if entry.spec.key == spec.key)
+    result = store.read(spec.key)
+    assert result is not None  # it was just finished
+    outbox.add(out, records.made_of(study, spec, result))
+    if _is_source(spec, entries) and result.attrs["status"] == "done":
+        if not outbox.add_weights(out, box.weights_records(study, spec.key)):
+            say(f"the weights of {spec.key} are too large to come back; its record does")
+
+
+def _is_source(spec: config.Spec, entries: list[box.Entry]) -> bool:
+    starts = (e.spec.init.source for e in entries if isinstance(e.spec, config.Run))
+    return any(isinstance(source, config.Run) and source.key == spec.key for source in starts)
