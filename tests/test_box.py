@@ -115,11 +115,13 @@ def test_what_a_box_brings_home_is_what_would_have_been_computed_here(
 
 
 @pytest.mark.slow
-def test_kill_9_at_ten_moments_loses_no_finished_record(packed, tmp_path):
-    out, rng = tmp_path / "back", np.random.default_rng(0)
+def test_kill_9_at_ten_moments_loses_no_finished_record(cache, tmp_path):
+    """The smoke study, killed at moments that grow with what is left of it."""
+    packed, out, rng = tmp_path / "box", tmp_path / "back", np.random.default_rng(0)
+    pack.pack(["smoke"], packed)
     print("\nkilled after [s]  records kept  of these lost or changed")
     for _ in range(10):
-        before, moment = contents(out), float(rng.uniform(6, 16))
+        before, moment = contents(out), float(rng.uniform(8, 22))
         process = called(packed, out)
         try:
             process.communicate(timeout=moment)
@@ -130,6 +132,7 @@ def test_kill_9_at_ten_moments_loses_no_finished_record(packed, tmp_path):
         lost = [name for name, value in before.items() if after.get(name) != value]
         print(f"{moment:16.1f}{len(after):14d}{len(lost):26d}")
         assert not lost
+    assert after, "each call was killed before its first run ended"
     last = called(packed, out)
     assert last.communicate() and last.returncode == 0
     assert keys(out) == {entry.spec.key for entry in box.read(packed).entries}
