@@ -269,6 +269,35 @@ def test_a_changed_record_is_found_and_computed_again(study):
     chunk = store.records_folder("made_up") / run.key / "c/0"
     chunk.write_bytes(chunk.read_bytes()[:-1] + bytes([chunk.read_bytes()[-1] ^ 1]))
     assert list(care.verify().index) == [f"results/made_up/{run.key}"]
+    before = store.read_zarr(store.results_path("made_up", "performance"))
+    store.discard(store.results_path("made_up", "performance"))
+    after = experiments.collect("performance", **studies.parameters("made_up", "performance"))
+    xr.testing.assert_identical(after, before)
+    assert care.verify().empty
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+@pytest.mark.parametrize("kind", ["task", "start"])
+def test_what_runs_share_comes_back_too(study, kind, compacted):
+    before, folder = collected()["performance"], store.records_folder("made_up")
+    if compacted:
+        records.compact("made_up")
+    run = studies.specs("made_up", "performance")[0]
+    shares = records.facts("made_up")[run.key]["shares"]
+    place = records.index(folder)[next(name for name in shares if name.startswith(kind))]
+    header = dict(place.header, start=place.header["start"] + 1)  # its bytes are others
+    kept = [(h, records.payload(records.Place(place.part, h))) for h in records.headers(place.part)]
+    records.write_part(place.part, kept)
+    described = place.part / "zarr.json"
+    told = json.loads(described.read_text())
+    for each in told["attributes"]["records"]:
+        if each["name"] == header["name"]:
+            each["start"] += 1
+    described.write_text(json.dumps(told))
+    records._index.cache_clear()
+    store.discard(store.results_path("made_up", "performance"))
+    xr.testing.assert_identical(collected()["performance"], before)
+    assert records.is_whole(folder, header["name"])
 
 
 # --- one study on several machines -----------------------------------------------------------

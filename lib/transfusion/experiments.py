@@ -6,6 +6,7 @@ No torch is imported here until something is missing, so a book whose results ex
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, field, replace
 from typing import Literal, NamedTuple
@@ -236,6 +237,8 @@ def collect(chapter: str, **parameters) -> xr.Dataset:
     found = _kept(study, chapter, attrs)
     if found is not None:
         return found
+    if _set_aside_damaged(study, names):
+        return collect(chapter, **parameters)
     results = [(of, spec, result(study, spec)) for of, spec in labelled]
     dataset = CHAPTERS[chapter].table(results)
     dataset.attrs = {
@@ -245,6 +248,20 @@ def collect(chapter: str, **parameters) -> xr.Dataset:
     }
     store.save(study, chapter, dataset)
     return dataset
+
+
+def _set_aside_damaged(study: str, names: dict[str, str]) -> bool:
+    """Whether some of these records were not whole, and so are to be made again."""
+    damaged = []
+    for called in names.values():
+        try:
+            records.whole(store.records_folder(study), called)
+        except (store.Damaged, FileNotFoundError) as error:
+            damaged.append(called)
+            print(f"{error}: made again", file=sys.stderr)
+    for called in damaged:
+        records.set_aside(study, called)
+    return bool(damaged)
 
 
 def _kept(study: str, chapter: str, attrs: dict[str, str]) -> xr.Dataset | None:

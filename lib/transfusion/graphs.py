@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from transfusion import parallel
+
 Step = Callable[[Tensor], Tensor]  # row numbers of a batch -> its loss
 WARM = 3  # steps before a capture, as PyTorch asks: libraries choose and allocate in them
 TRIED = 10  # steps that are timed and compared, of either kind
@@ -25,7 +27,7 @@ def faster(step: Step, rows: Tensor, state: Callable[[], list[Tensor]]) -> tuple
     False. `rows` are a batch to try it on, and `state` all tensors that a step changes: they are
     as they were when this returns. What cannot be captured (a shape that depends on values) stays
     as it is."""
-    if not rows.is_cuda or torch.distributed.is_initialized():
+    if not rows.is_cuda or parallel.size() > 1:
         return step, False
     before = [tensor.clone() for tensor in state()]
     try:

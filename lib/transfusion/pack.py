@@ -66,6 +66,8 @@ def pack(
     most = _bytes(limit) if limit else None
     if out.exists() and any(out.iterdir()) and not (out / "box.json").exists():
         raise FileExistsError(f"{out} holds other things than a box: give another folder")
+    if (out / "cache").exists():
+        raise FileExistsError(f"{out} was worked in, and has checkpoints: give another folder")
     wanted = list(_wanted(names, chapters))
     if not wanted:
         raise ValueError(f"nothing to pack: all of {', '.join(names)} is recorded")

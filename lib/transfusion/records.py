@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -225,15 +226,17 @@ def read(folder: Path, called: str) -> xr.Dataset:
 def index(folder: Path) -> dict[str, Place]:
     """The records of a folder by name; parts whose description cannot be read are left out."""
     try:
-        return _index(folder, folder.stat().st_mtime_ns)
+        # Also their number: a file system's clock may not tell two records apart.
+        return _index(folder, folder.stat().st_mtime_ns, len(os.listdir(folder)))
     except (FileNotFoundError, NotADirectoryError):
         return {}
 
 
 @lru_cache(maxsize=64)
-def _index(folder: Path, changed: int) -> dict[str, Place]:
+def _index(folder: Path, changed: int, number: int) -> dict[str, Place]:
     found: dict[str, Place] = {}
-    for part in parts(folder):
+    # A record that stands alone comes later, for it was made anew: that in a part was damaged.
+    for part in sorted(parts(folder), key=lambda path: not path.name.startswith("part-")):
         for header in headers(part):
             found[header["name"]] = Place(part, header)
     return found
@@ -311,6 +314,38 @@ def write_part(path: Path, records: list[tuple[dict[str, Any], bytes]]) -> None:
             config={"write_empty_chunks": True},
         )
         array[:] = values
+
+
+def set_aside(study: str, called: str) -> None:
+    """Take a record that is not whole out of its study, so that it is made again; and with it what
+    it shares, where that is not whole."""
+    folder = store.records_folder(study)
+    facts = index(folder)[called].header["facts"]
+    for name in [called, *facts.get("shares", [])]:
+        if name == called or not is_whole(folder, name):
+            _remove(folder, name)
+
+
+def _remove(folder: Path, called: str) -> None:
+    place = index(folder).get(called)
+    if place is None:
+        return
+    others = [Place(place.part, h) for h in headers(place.part) if h["name"] != called]
+    kept = [(other.header, payload(other)) for other in others if _is_readable(other)]
+    if kept:
+        write_part(place.part, kept)
+        return
+    aside = folder / f".{place.part.name}.damaged"  # not a part, and not seen by git
+    store.discard(aside)
+    place.part.rename(aside)
+
+
+def _is_readable(place: Place) -> bool:
+    try:
+        payload(place)
+    except store.Damaged:
+        return False
+    return True
 
 
 def compact(study: str) -> int:

@@ -385,8 +385,10 @@ def autocast(precision: str) -> AbstractContextManager:
 
 def _masked_bce(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy over known labels; a negative label is an unknown one."""
-    known = target >= 0
-    return F.binary_cross_entropy_with_logits(logits[known], target[known].float())
+    known = (target >= 0).float()  # a weight, not a choice: a CUDA graph has fixed shapes
+    answer = target.clamp(min=0).float()
+    loss = F.binary_cross_entropy_with_logits(logits, answer, weight=known, reduction="sum")
+    return loss / known.sum().clamp(min=1)
 
 
 LOSSES: dict[str, Loss] = {
