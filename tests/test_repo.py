@@ -73,7 +73,7 @@ def test_public_names_exist():
 
 def test_reading_results_needs_no_torch(no_torch):
     modules = "cli config store metrics data experiments figures effects representations report"
-    modules += " schedule studies render batch cache"
+    modules += " schedule studies render batch cache records box outbox pack machine"
     code = "from transfusion import " + ", ".join(modules.split())
     subprocess.run([sys.executable, "-c", code], env=os.environ | no_torch, check=True)
 
@@ -105,7 +105,9 @@ def test_the_code_in_the_guide_runs(cache, rng, tmp_path, monkeypatch):
 
 ORDER = [
     ["cli"],
-    ["batch", "bench", "cache"],
+    ["batch", "bench", "cache", "pack", "work"],
+    ["crew"],
+    ["serve"],
     ["render"],
     ["report"],
     ["claims"],
@@ -115,6 +117,7 @@ ORDER = [
     ["studies"],
     ["experiments", "paper"],
     ["schedule", "tables"],
+    ["box", "outbox"],
     ["records"],
     ["comparison"],
     ["activations", "simulation"],

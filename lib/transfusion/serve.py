@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -24,18 +26,14 @@ def serve(pipe: Connection) -> None:
             fields, precision, deadline = pipe.recv()
         except EOFError:  # whoever handed out the work has ended
             return
-        pipe.send(_attempt(fields, precision, deadline, pipe, kept))
+        task = config.load(fields)
+        pipe.send(_attempt(partial(_perform, task, precision, deadline, pipe, kept)))
 
 
-def _attempt(
-    fields: dict,
-    precision: config.Native | None,
-    deadline: float,
-    pipe: Connection,
-    kept: dict[config.Data, Any],
-) -> tuple:
+def _attempt(perform: Callable[[], None]) -> tuple:
+    """How it ended, as an answer of `crew`."""
     try:
-        _perform(config.load(fields), precision, deadline, pipe, kept)
+        perform()
     except train.Stopped:
         return ("gave up",)
     except (MemoryError, torch.OutOfMemoryError) as error:

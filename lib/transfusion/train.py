@@ -200,7 +200,7 @@ def _fit(
     facts = {"device": device_name(), "precision": precision, **_task(images)}
     facts |= _source_reached(run.init)
     try:
-        graph = _train(run, precision, images, net, adam, progress, checkpoint_seconds, tell)
+        stepped = _train(run, precision, images, net, adam, progress, checkpoint_seconds, tell)
     except NotFinite as error:
         log.warning("failed: %s", error)
         return _keep(run, progress, xr.Dataset(), "failed", **facts, reason=str(error))
@@ -208,7 +208,7 @@ def _fit(
     if parallel.first():
         store.save_weights(run.key, progress.best, save_file)
     kept = _tested(net, images, precision).assign(_filters(before, _first_filters(net)))
-    return _keep(run, progress, kept, "done", **facts, stepped="graph" if graph else "eager")
+    return _keep(run, progress, kept, "done", **facts, **stepped)
 
 
 def prepare(net: nn.Module, optim: config.Optim) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -249,8 +249,8 @@ def _train(
     progress: Progress,
     checkpoint_seconds: float,
     tell: Tell | None,
-) -> bool:
-    """Train to the last step, evaluating on the way; whether the steps were those of a CUDA graph.
+) -> dict[str, str | float]:
+    """Train to the last step, evaluating on the way; what `graphs` says of the steps.
 
     Raises NotFinite, or Stopped where `tell` wants no more of it.
     """
@@ -265,7 +265,7 @@ def _train(
     start = saved = time.perf_counter()
     net.train()
     first = _rows(run, len(pixels), progress.step).to(pixels.device)
-    step_on, graph = graphs.faster(take, first, lambda: _changing(net, adam))
+    step_on, stepped = graphs.faster(take, first, lambda: _changing(net, adam))
     for step in range(progress.step, run.optim.steps):
         torch.manual_seed(_step_seed(run, step))
         rows = _rows(run, len(pixels), step).to(pixels.device)
@@ -285,7 +285,7 @@ def _train(
                 _save(run, precision, net, adam, progress)
                 raise Stopped(f"given up at step {progress.step}")
     progress.seconds += time.perf_counter() - start
-    return graph
+    return stepped
 
 
 def _changing(net: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
