@@ -12,7 +12,7 @@ import threadpoolctl
 import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
-from transfusion import config, data, experiments, records, render, schedule, store
+from transfusion import config, data, experiments, render, schedule, store
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,16 +49,17 @@ def collect(chapter, *, afresh=False, **knobs):
     What another test has computed is copied into this one's cache, unless `afresh`.
     """
     specs, study = experiments.runs(chapter, **knobs), knobs["study"]
-    chosen = records.precisions(study, specs)
+    chosen = schedule._precisions(specs, study)
     for task in schedule.missing(specs, study):
         drawn = isinstance(task, config.Data)
         place = data.drawn_path(task) if drawn else store.run_folder(task.key)
-        if place.name in _computed and not afresh:
-            shutil.copytree(_computed[place.name], place, dirs_exist_ok=True)
+        made = f"{place.name} {chosen.get(task.key, '')}"
+        if made in _computed and not afresh:
+            shutil.copytree(_computed[made], place, dirs_exist_ok=True)
         else:
             schedule._perform(config.dump(task), chosen.get(task.key))
-            kept = Path(_kept.name, place.name)
-            _computed[place.name] = shutil.copytree(place, kept, dirs_exist_ok=True)
+            kept = Path(_kept.name, made)
+            _computed[made] = shutil.copytree(place, kept, dirs_exist_ok=True)
     return experiments.collect(chapter, **knobs)
 
 

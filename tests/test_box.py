@@ -93,7 +93,7 @@ def test_what_a_box_brings_home_is_what_would_have_been_computed_here(
     assert ended.returncode == 0, said
     entries = box.read(packed).entries
     assert keys(out) == {entry.spec.key for entry in entries} and len(entries) == 4
-    assert "4 finished and kept" in said and (out / "log.txt").read_text()
+    assert "4 finished, 4 kept in" in said and (out / "log.txt").read_text()
     files = [path for path in out.rglob("*") if path.is_file()]
     assert len(files) <= 8 and max(path.stat().st_size for path in files) < 16e6
     found = box.merge([out])
@@ -166,15 +166,24 @@ def test_a_box_of_other_code(packed, tmp_path):
     module.write_text(module.read_text() + "\n# another line\n")
     ended = called(packed, tmp_path / "back")
     said = ended.communicate()[1]
-    assert ended.returncode == 1 and "packed by other code" in said and "Traceback" not in said
+    assert ended.returncode == 1 and "Traceback" not in said
+    assert "not the one that the box was packed with" in said and "copy it again" in said
 
 
 def test_no_box_and_half_a_box(packed, tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a folder with box.json"):
         box.read(tmp_path / "nowhere")
-    (packed / "box.json").write_text("{")
-    with pytest.raises(ValueError, match="is not what `pack` wrote"):
-        box.read(packed)
+    told = (packed / "box.json").read_text()
+    for other in (
+        "{",
+        "{}",
+        "[]",
+        told.replace('"code"', '"cod2"'),
+        told.replace("0.001", "0.002"),
+    ):
+        (packed / "box.json").write_text(other)
+        with pytest.raises(ValueError, match="is not what `pack` wrote"):
+            box.read(packed)
 
 
 def test_records_of_another_study_are_not_mixed_in(packed, tmp_path):
@@ -184,12 +193,24 @@ def test_records_of_another_study_are_not_mixed_in(packed, tmp_path):
         work.work(packed, 1.0, tmp_path / "back")
 
 
-def test_two_at_one_box(packed, tmp_path, monkeypatch):
-    monkeypatch.delenv("TRANSFUSION_CACHE")
+def test_two_at_one_box_or_at_one_folder(packed, tmp_path, monkeypatch):
+    with (tmp_path / "log.txt").open("a") as log, (tmp_path / "log.txt").open("a") as other:
+        with work._held(log), pytest.raises(ValueError, match="another `work` writes to"):
+            with work._held(other):
+                pass
     monkeypatch.setenv("TRANSFUSION_CACHE", str(packed / "cache"))
     (packed / "cache").mkdir()
     with work._alone(), pytest.raises(ValueError, match="another `work` is at this box"):
         work.work(packed, 1.0, tmp_path / "back")
+
+
+def test_a_folder_of_other_things_is_no_outbox(packed, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"holds other things \(chapter.txt\)"):
+        work.work(packed, 1.0, tmp_path / "thesis")
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        work.work(packed, 1.0, tmp_path / "thesis/chapter.txt")
 
 
 def record_of(run, study="made_up", **facts):
@@ -220,6 +241,42 @@ def test_what_merge_refuses_it_names_and_takes_the_rest(study, tmp_path, tiny_ru
     assert "0 records added, 2 were there already" in said.out and "3 records refused" in said.err
 
 
+def test_damaged_weights_are_named_and_stop_nothing_else(study, tmp_path, tiny_run):
+    source = tiny_run()
+    train.fit(source)
+    out = tmp_path / "back"
+    outbox.add(out, records.made_of("made_up", source, store.read(source.key)))
+    assert outbox.add_weights(out, box.weights_records("made_up", source.key))
+    store.discard(store.run_folder(source.key))
+    chunk = out / "part-2/c/0"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:-1000])
+    found = box.merge([out])
+    assert found.added == [source.key] and not found.weights
+    assert f"weights of {source.key}" in found.refused
+    assert box.bring_weights(out).keys() == {source.key}, "and `work` goes on"
+    chunk.write_bytes(whole)
+    assert box.merge([out]).weights == [source.key] and store.complete(source.key)
+
+
+def test_a_run_whose_task_was_refused_is_refused(study, tmp_path, tiny_run):
+    run = tiny_run()
+    train.fit(run)
+    made = records.made_of("made_up", run, store.read(run.key))
+    out = tmp_path / "back"
+    outbox.add(out, [record for record in made if record.attrs["kind"] != "task"])
+    assert "what it shares is not there" in box.merge([out]).refused[run.key]
+
+
+def test_networks_of_a_comparison_are_trained_in_the_box(study, tmp_path):
+    """Their weights are here, and do not travel; so a box with the comparison alone has them."""
+    schedule.compute_here(studies.specs("made_up", "performance"), "made_up")
+    made = pack.pack(["made_up"], tmp_path / "box", chapters=["representations"])
+    (comparison,) = studies.specs("made_up", "representations")
+    assert [entry.spec for entry in made.entries] == [*comparison.runs, comparison]
+    assert len(list((tmp_path / "box/sources").iterdir())) == 1
+
+
 def test_one_byte_changed_on_the_way_is_refused(study, tmp_path, tiny_run):
     out = tmp_path / "back"
     outbox.add(out, [record_of(tiny_run())])
@@ -238,7 +295,8 @@ def test_merge_of_what_holds_no_records(study, tmp_path):
 def test_records_of_another_clone_come_by_merge(study, tmp_path, tiny_run):
     clone = tmp_path / "clone/data_cache/results"
     records.append(clone / "made_up", record_of(tiny_run()))
-    assert box.merge([clone]).added == [tiny_run().key]
+    found = box.merge([clone])
+    assert found.added == [tiny_run().key] and not found.refused
     assert records.is_whole(store.records_folder("made_up"), tiny_run().key)
 
 
@@ -421,6 +479,18 @@ def test_more_processes_as_long_as_they_are_faster_together(made):
         for run in runs[len(of.workers) : of.jobs]:
             at_work(of, run)
     assert of.most == 4
+
+
+def test_a_worker_that_was_killed_while_it_waited_costs_nothing(made):
+    class Broken:
+        def send(self, _):
+            raise BrokenPipeError
+
+    (run,), of = made(1, 8)
+    worker = crew.Worker(Process(), Broken())
+    of.workers.append(worker)
+    crew.assign(of)
+    assert not of.workers and next(iter(of.todo)) == run.key and not of.broken
 
 
 def test_a_full_disk_stops_all_with_a_word(made):

@@ -49,9 +49,7 @@ def test_a_faster_graph_of_the_same_losses_is_taken_and_leaves_no_trace(learner,
     assert found["graph_ms"] < found["eager_ms"] and found["losses_apart"] == 0
     after = copies(state)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=False))
-    assert all((moment == 0).all() for moment in after[len(before) :]), (
-        "of an optimizer still fresh"
-    )
+    assert all((moment == 0).all() for moment in after[len(before) :]), "still fresh"
 
 
 def test_a_graph_of_other_losses_or_no_faster_is_not_taken(learner, monkeypatch):

@@ -141,6 +141,22 @@ def test_compacted_records_are_the_same_in_few_files(cache):
     assert parts - {"ff"} <= {path.name for path in records.parts(folder)}, "never rewritten"
 
 
+def test_a_byte_of_a_compacted_part_costs_one_record_and_is_found(cache):
+    folder = store.records_folder("made_up")
+    for name in keys(40):
+        records.append(folder, made(name))
+    records.compact("made_up")
+    (part,) = records.parts(folder)
+    chunk = bytearray((part / "c/0").read_bytes())
+    chunk[40] ^= 1
+    (part / "c/0").write_bytes(bytes(chunk))
+    assert len([name for name in keys(40) if not records.is_whole(folder, name)]) == 1
+    described = part / "zarr.json"
+    described.write_text(described.read_text().replace('"status": "done"', '"status": "dona"', 1))
+    with pytest.raises(store.Damaged, match="what it says of its records"):
+        records.verify(part)
+
+
 def test_300_runs_take_less_than_10_megabytes_and_60_files(cache, rng, monkeypatch):
     """Four networks on a fold of the malaria cells: 3,755 images to validate and to test."""
     monkeypatch.setattr(store, "_fsync", lambda _: None)  # for speed
@@ -347,7 +363,48 @@ def test_else_the_whole_repetition_is_computed_anew(cache, machines):
     schedule.compute_here(runs, "made_up")
     result = experiments.collect("performance", **more)
     assert {run["precision"] for run in json.loads(result.attrs["runs"])} == {"float32"}
+    # Of the runs that are there in both, a chapter that needs no others shows one precision too.
+    both = experiments.collect("performance", **OPEN)
+    assert len({run["precision"] for run in json.loads(both.attrs["runs"])}) == 1
     assert np.isfinite(result.test_auc).all()
+
+
+def test_chapters_and_groups_of_a_study_agree_on_the_precision_of_a_repetition(cache, machines):
+    """Whoever asks for some of a repetition's runs is told of all that were recorded of it."""
+    few, more = OPEN, {**OPEN, "inits": ["random", "mean_var", "permuted", "batch_norm"]}
+    machines("float32")
+    collect("performance", **few)
+    machines("bfloat16")
+    runs = experiments.runs("weight_scaling", **more)
+    assert set(records.precisions("made_up", runs[1:]).values()) == {"float32"}
+    collect("weight_scaling", **more)
+    facts = records.facts("made_up").values()
+    assert {told["precision"] for told in facts if told["kind"] == "Run"} == {"float32"}
+
+
+def test_a_repetition_with_both_precisions_is_shown_in_one(cache, machines):
+    machines("bfloat16")
+    collect("performance", **OPEN)
+    machines("float32")
+    (run, _) = runs = experiments.runs("performance", **OPEN)
+    store.discard(store.run_folder(run.key))
+    train.fit(run)
+    records.keep("made_up", run)
+    assert {f"{run.key}-{p}" for p in ("float32", "bfloat16")} <= records.facts("made_up").keys()
+    result = experiments.collect("performance", **OPEN)
+    assert {told["precision"] for told in json.loads(result.attrs["runs"])} == {"bfloat16"}
+    assert schedule.missing(runs, "made_up") == []
+
+
+def test_networks_of_a_comparison_are_of_one_precision(cache, machines):
+    compared = {**OPEN, "seeds": 2, "images": 40, "positions": 4, "neurons": 8}
+    machines("bfloat16")
+    collect("performance", **OPEN)
+    machines("float32")
+    result = collect("representations", **compared)
+    assert {told["precision"] for told in json.loads(result.attrs["runs"])} == {"float32"}
+    (comparison,) = experiments.runs("representations", **compared)
+    assert {store.facts(run.key)["precision"] for run in comparison.runs} == {"float32"}
 
 
 def test_a_source_is_used_in_half_precision_wherever_it_comes_from(cache, tiny_run):

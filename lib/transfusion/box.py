@@ -57,21 +57,29 @@ def read(box: Path) -> Contents:
     was packed by other code than would work in it."""
     try:
         told = json.loads((box / "box.json").read_text())
+        if told.pop("sha256") != digest(told):
+            raise ValueError("its checksum is another")
         entries = [Entry(e["study"], _spec(e["spec"]), e["precision"]) for e in told["entries"]]
-        found = Contents(entries, told["files"], told["commit"])
     except FileNotFoundError:
         raise FileNotFoundError(f"no box at {box}: expected a folder with box.json") from None
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{box / 'box.json'} is not what `pack` wrote: {error}") from None
     if told["code"] != code():
+        own = box.resolve() in LIBRARY.parents
+        advice = "copy it again" if own else "work with its own: python -m transfusion, in the box"
         raise ValueError(
-            f"the box was packed by other code (commit {found.commit}); work with its own: "
-            f"cd {box} && python -m transfusion work . --minutes M --out DIR"
+            f"the library is not the one that the box was packed with (commit {told['commit']}): "
+            + advice
         )
-    for name, expected in found.files.items():
+    for name, expected in told["files"].items():
         if not (box / name).is_file() or store.checksum(box / name) != expected:
             raise ValueError(f"{box / name} is not what was packed: copy the box again")
-    return found
+    return Contents(entries, told["files"], told["commit"])
+
+
+def digest(told: dict) -> str:
+    """Checksum of what box.json says."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _spec(fields: dict) -> config.Spec:
@@ -173,7 +181,8 @@ def weights_records(study: str, key: str) -> list[xr.Dataset]:
         for n, v in load_file(path).items()
     }
     pieces = list(_pieces(half))
-    facts = {"kind": "Weights", "study": study, "run": key, "pieces": len(pieces)}
+    facts: dict = {"kind": "Weights", "study": study, "run": key, "pieces": len(pieces)}
+    facts["precision"] = store.facts(key)["precision"]
     return [
         xr.Dataset(
             {n: ([f"{n} {axis}" for axis in range(v.ndim)], v) for n, v in piece.items()},
@@ -194,35 +203,43 @@ def _pieces(state: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
     yield piece
 
 
-def bring_weights(folder: Path) -> list[str]:
+def bring_weights(folder: Path) -> dict[str, str]:
     """Keep in the cache what runs in a folder of parts have left with their weights, where these
-    are not there; the keys of those that were brought."""
+    are not there. Returns, by key, why it could not be, or nothing where it was brought."""
     there = records.index(folder)
     facts = [place.header["facts"] for place in there.values()]
-    runs = {told["run"] for told in facts if told["kind"] == "Weights"}
-    return [key for key in sorted(runs) if _bring(folder, there, key)]
+    found: dict[str, str] = {}
+    for key in sorted({told["run"] for told in facts if told["kind"] == "Weights"}):
+        if store.complete(key):
+            continue
+        try:
+            found[key] = _bring(folder, there, key)
+        except (store.Damaged, FileNotFoundError) as error:
+            found[key] = str(error)
+    return found
 
 
-def _bring(folder: Path, there: dict[str, records.Place], key: str) -> bool:
-    pieces = [n for n in there if n.startswith(f"weights-{key}-")]
-    run = next((n for n in there if n.partition("-")[0] == key), None)
-    if run is None or store.complete(key):
-        return False
-    if len(pieces) < there[pieces[0]].header["facts"]["pieces"]:
-        return False
+def _bring(folder: Path, there: dict[str, records.Place], key: str) -> str:
+    pieces = [name for name in there if name.startswith(f"weights-{key}-")]
+    told = there[pieces[0]].header["facts"]
+    if len(pieces) < told["pieces"]:
+        return f"{len(pieces)} of {told['pieces']} pieces of its weights are there"
+    run = next((name for name in (key, f"{key}-{told['precision']}") if name in there), None)
+    if run is None:
+        return "its weights are there without its record"
     result = records.whole(folder, run)
-    spec = _spec(result.attrs["spec"])
-    state = {
-        str(n): _single(v.values)
-        for piece in pieces
-        for n, v in records.read(folder, piece).items()
-    }
+    read = [records.read(folder, piece) for piece in pieces]
+    state = {str(n): _single(values.values) for piece in read for n, values in piece.items()}
+    attrs = {n: v for n, v in result.attrs.items() if n not in records.OF_RECORD}
     with store.lease(key):
         store.save_weights(key, state, save_file)
-        own = {n: v for n, v in result.attrs.items() if n not in records.OF_RECORD}
-        store.finish(spec, result.drop_attrs().assign_attrs(own),
-                     status=own["status"], seconds=own["seconds"])  # fmt: skip
-    return True
+        store.finish(
+            _spec(result.attrs["spec"]),
+            result.drop_attrs().assign_attrs(attrs),
+            status=attrs["status"],
+            seconds=attrs["seconds"],
+        )
+    return ""
 
 
 # --- what comes back -------------------------------------------------------------------------
@@ -251,22 +268,34 @@ def merge(folders: list[Path]) -> Merged:
         records.restore(folder)
         for part in records.parts(folder):
             _merge_part(part, found)
-        found.weights.extend(bring_weights(folder))
+        for key, why in bring_weights(folder).items():
+            if why:
+                found.refused[f"weights of {key}"] = why
+            else:
+                found.weights.append(key)
     return found
 
 
 def _holding(folder: Path) -> list[Path]:
     """The folders of parts at or below a place."""
-    groups = [folder, *(p for p in folder.glob("*") if p.is_dir())]
-    found = [g for g in groups if any((p / "zarr.json").exists() for p in records.parts(g))
-             and not (g / "c").exists()]  # fmt: skip
+    found = [g for g in (folder, *folder.glob("*")) if any(map(_is_part, records.parts(g)))]
     if not found:
         raise FileNotFoundError(f"no records in {folder}: expected what `transfusion work` wrote")
     return found
 
 
+def _is_part(path: Path) -> bool:
+    """Whether a folder is an array, however damaged, and not a group of them."""
+    try:
+        return json.loads((path / "zarr.json").read_bytes())["node_type"] != "group"
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, LookupError, TypeError):
+        return True
+
+
 def _merge_part(part: Path, found: Merged) -> None:
-    whole = records.headers(part)
+    whole = sorted(records.headers(part), key=lambda h: h["facts"]["kind"] not in records.SHARED)
     for number in range(records.claimed(part) - len(whole)):
         found.refused[f"{part} ({number + 1})"] = "its description is not what was written"
     for header in whole:
@@ -276,7 +305,11 @@ def _merge_part(part: Path, found: Merged) -> None:
         try:
             _check(facts)
             record = records.decoded(header, records.payload(records.Place(part, header)))
-            new = records.append(store.records_folder(facts["study"]), record)
+            folder = store.records_folder(facts["study"])
+            lost = [n for n in facts.get("shares", []) if not records.is_whole(folder, n)]
+            if lost:
+                raise ValueError(f"what it shares is not there: {', '.join(lost)}")
+            new = records.append(folder, record)
         except (store.Damaged, ValueError) as error:
             found.refused[name] = str(error)
             continue

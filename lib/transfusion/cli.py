@@ -202,11 +202,12 @@ def _merge(arguments: argparse.Namespace) -> None:
 
 
 def _cache(arguments: argparse.Namespace) -> None:
-    from transfusion import cache, records
+    from transfusion import cache, config, records, studies
 
     if arguments.what == "compact":
         if not arguments.study:
             raise ValueError("compact: expected a study")
+        config.one_of(arguments.study, studies.studies(), "study")
         print(f"{records.compact(arguments.study)} files")
         return
     if arguments.what == "ls":

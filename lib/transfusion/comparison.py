@@ -55,8 +55,17 @@ def _compare(spec: config.Comparison) -> xr.Dataset:
     if len(trained) > 1:
         result = result.merge(_map(found, list(spec.measures)))
     facts = {"images": len(test.image), "device": train.device_name()}
+    facts["precision"] = _precision(spec)
     facts["train_images"] = int((images["split"] == "train").sum())
     return result.assign_attrs(model=spec.runs[0].model, **facts)
+
+
+def _precision(spec: config.Comparison) -> str:
+    """That in which all its networks were trained; raises ValueError where they differ."""
+    found = {store.facts(run.key)["precision"] for run in spec.runs}
+    if len(found) > 1:
+        raise ValueError(f"networks of {spec.key} were trained in {' and '.join(sorted(found))}")
+    return found.pop()
 
 
 def _networks(

@@ -69,7 +69,10 @@ def assign(crew: Crew) -> None:
         task = crew.todo.pop(chosen)
         worker.task, worker.begun, worker.step = task, time.monotonic(), 0
         precision = next((e.precision for e in crew.entries if e.spec.key == chosen), None)
-        worker.pipe.send((config.dump(task), precision, crew.deadline))
+        try:
+            worker.pipe.send((config.dump(task), precision, crew.deadline))
+        except OSError:  # it was killed while it waited
+            _killed(crew, worker, "its process was killed")
 
 
 def _next(crew: Crew) -> str | None:

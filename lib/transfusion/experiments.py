@@ -237,9 +237,9 @@ def collect(chapter: str, **parameters) -> xr.Dataset:
     found = _kept(study, chapter, attrs)
     if found is not None:
         return found
-    if _set_aside_damaged(study, names):
+    if _mended(study, specs, names):
         return collect(chapter, **parameters)
-    results = [(of, spec, result(study, spec)) for of, spec in labelled]
+    results = [(of, spec, _result(study, names[spec.key])) for of, spec in labelled]
     dataset = CHAPTERS[chapter].table(results)
     dataset.attrs = {
         "runs": json.dumps([_facts(*each) for each in results]),
@@ -250,17 +250,17 @@ def collect(chapter: str, **parameters) -> xr.Dataset:
     return dataset
 
 
-def _set_aside_damaged(study: str, names: dict[str, str]) -> bool:
-    """Whether some of these records were not whole, and so are to be made again."""
+def _mended(study: str, specs: list[Spec], names: dict[str, str]) -> bool:
+    """Whether some of these records were not whole, and so are made again."""
     damaged = []
-    for called in names.values():
+    for spec in specs:
         try:
-            records.whole(store.records_folder(study), called)
+            records.whole(store.records_folder(study), names[spec.key])
         except (store.Damaged, FileNotFoundError) as error:
-            damaged.append(called)
-            print(f"{error}: made again", file=sys.stderr)
-    for called in damaged:
-        records.set_aside(study, called)
+            print(f"{error}: made again; if git has it, a checkout is faster", file=sys.stderr)
+            damaged.append(spec)
+    for spec in damaged:
+        records.mend(study, spec, names[spec.key])
     return bool(damaged)
 
 
@@ -309,8 +309,11 @@ def result(study: str, spec: Spec) -> xr.Dataset:
 
     Raises FileNotFoundError where there is no record, store.Damaged where it is not whole.
     """
-    called = records.recorded(study, [spec]).get(spec.key, spec.key)
-    return metrics.scored(records.result(study, spec, called))
+    return _result(study, records.recorded(study, [spec]).get(spec.key, spec.key))
+
+
+def _result(study: str, called: str) -> xr.Dataset:
+    return metrics.scored(records.whole(store.records_folder(study), called))
 
 
 def _facts(labels: Labels, spec: Spec, result: xr.Dataset) -> dict:

@@ -21,6 +21,17 @@ class Full(OSError):
     """The folder holds as much as may come back."""
 
 
+def require(out: Path) -> None:
+    """Raise an OSError where a folder cannot be one, or holds other things."""
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file: give a folder for the records")
+    out.mkdir(parents=True, exist_ok=True)
+    known = {"log.txt", "zarr.json", *(part.name for part in _parts(out))}
+    other = [p.name for p in out.iterdir() if p.name not in known and p.name[0] != "."]
+    if other:
+        raise FileExistsError(f"{out} holds other things ({other[0]}): give a folder of its own")
+
+
 def held(out: Path) -> dict[str, dict[str, Any]]:
     """The facts of each record in the folder, by name, after clearing what a kill has left half
     written; one that is not whole does not count."""
@@ -41,15 +52,16 @@ def add(out: Path, found: list[xr.Dataset]) -> None:
 
 def add_weights(out: Path, found: list[xr.Dataset]) -> bool:
     """Add weights where they leave a whole part for records, from the last part on; else False."""
-    new = [records.encoded(record) for record in found]
-    room = sum(LARGEST - _size(_whole(part)) for part in _parts(out)[1:])
-    if sum(map(_bytes, new)) > room:
-        return False
-    try:
-        for each in new:
-            _place(out, each, _parts(out)[:0:-1])
-    except Full:  # room in all, but not in one
-        return False
+    there = records.index(out)
+    new = [records.encoded(record) for record in found if records.name(record) not in there]
+    room = {part: LARGEST - _size(_whole(part)) for part in _parts(out)[:0:-1]}
+    for each in new:  # all of them or none
+        part = next((part for part in room if _bytes(each) < room[part]), None)
+        if part is None:
+            return False
+        room[part] -= _bytes(each)
+    for each in new:
+        _place(out, each, list(room))
     return True
 
 
@@ -75,7 +87,7 @@ def _place(out: Path, new: Encoded, parts: list[Path]) -> None:
                 store.write_json(out / "zarr.json", records.GROUP)
             records.write_part(part, [*kept, new])
             return
-    raise Full(f"{out} holds as much as may come back: merge it, and give another folder")
+    raise Full(f"{out} holds as much as may come back: merge it, pack again, go on with that box")
 
 
 def _size(kept: list[Encoded]) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from transfusion import box, config, data, records, schedule, store, studies
+from transfusion import box, config, data, experiments, records, schedule, store, studies
 
 # Operations a second, to say beforehand how long a box takes. The H100 is assumed, not measured; a
 # core with AMX is `studies.CORE`, and with AVX2 alone it does a third of that, measured.
@@ -18,6 +18,7 @@ SPEEDS = {
     "a core with AMX": studies.CORE,
     "a core with AVX2 alone": studies.CORE / 3,
 }
+IN_A_BOX = ("LICENSE", "README.md", "box.json", "images", "sources", "transfusion", "weights")
 BESIDE = 4000  # bytes of licence, README and what else box.json says
 UNITS = {"": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 README = """# A box of {studies}
@@ -33,7 +34,7 @@ There, for nine minutes; again with the same folder it goes on:
 
 At home, in the checkout that made it:
 
-    transfusion merge back
+    .venv/bin/transfusion merge back
 """
 
 
@@ -63,14 +64,12 @@ def pack(
     """
     if lossy is not None and not 1 <= lossy <= 100:
         raise ValueError(f"lossy {lossy}: expected a quality of 1 to 100")
-    most = _bytes(limit) if limit else None
-    if out.exists() and any(out.iterdir()) and not (out / "box.json").exists():
+    most = None if limit is None else _bytes(limit)
+    if out.is_dir() and {path.name for path in out.iterdir()} - set(IN_A_BOX):
         raise FileExistsError(f"{out} holds other things than a box: give another folder")
-    if (out / "cache").exists():
-        raise FileExistsError(f"{out} was worked in, and has checkpoints: give another folder")
     wanted = list(_wanted(names, chapters))
     if not wanted:
-        raise ValueError(f"nothing to pack: all of {', '.join(names)} is recorded")
+        raise ValueError("nothing to pack: all that was asked for is recorded, or needs no run")
     schedule.check([entry.spec for entry in wanted])
     with store.atomic(out) as folder:
         folder.mkdir()
@@ -106,21 +105,33 @@ def _bytes(limit: str) -> float:
 def _wanted(names: list[str], chapters: list[str] | None) -> Iterator[box.Entry]:
     """What is missing, each once: by study, chapter and repetition; sources before their targets.
 
-    A source that was pretrained here travels with its weights, and is not among them.
+    Networks of a comparison are among them, as weights do not travel; a source that was pretrained
+    here is not, for it does. What was begun in bfloat16 goes on in it: such a machine is borrowed.
     """
     seen: set[str] = set()
     for study in names:
         config.one_of(study, studies.studies(), "study")
-        own = [c for c in studies.chapters(study) if studies.specs(study, c)]
-        for chapter in chapters or own:
-            asked = sorted(studies.specs(study, chapter), key=lambda s: getattr(s, "seed", 0))
-            chosen = records.precisions(study, asked)
-            begun = records.recorded(study, asked)
-            for spec in schedule.missing(asked, study):
-                if isinstance(spec, config.Data) or spec.key in seen:
-                    continue
-                seen.add(spec.key)
-                yield box.Entry(study, spec, chosen.get(spec.key) if begun else None)
+        started = records.begun(store.records_folder(study))
+        for chapter in chapters or studies.chapters(study):
+            asked = studies.specs(study, chapter)
+            done = records.done(study, asked, fast="bfloat16")
+            missing = [spec for spec in asked if spec.key not in done]
+            missing.sort(key=lambda spec: getattr(spec, "seed", 0))
+            for spec in (each for wanted in missing for each in _with_needs(wanted)):
+                if spec.key not in seen:
+                    seen.add(spec.key)
+                    yield box.Entry(study, spec, started.get(records.repetition(spec)))
+
+
+def _with_needs(spec: config.Spec) -> Iterator[config.Spec]:
+    for need in schedule.needs(spec):
+        if isinstance(need, config.Run) and not (_is_source(need) and store.complete(need.key)):
+            yield need
+    yield spec
+
+
+def _is_source(run: config.Run) -> bool:
+    return run.seed == experiments.SOURCE_SEED
 
 
 def _files(spec: config.Spec, lossy: int | None) -> dict[str, Callable[[Path], None]]:
@@ -192,7 +203,7 @@ def _fitting(
         used |= more
         kept.append(entry)
     if not kept:
-        raise ValueError(f"not even the first run fits: it takes {size / 1e6:.1f} MB")
+        raise ValueError(f"not even the first run fits: it takes {size / 1e3:,.0f} kB")
     return kept
 
 
@@ -209,7 +220,7 @@ def _describe(folder: Path, names: list[str], kept: list[box.Entry]) -> None:
             str(p.relative_to(folder)): store.checksum(p) for p in files if p.parent != folder
         },
     }
-    store.write_json(folder / "box.json", told)
+    store.write_json(folder / "box.json", told | {"sha256": box.digest(told)})
     words = README.format(studies=", ".join(names), runs=len(kept), commit=commit)
     (folder / "README.md").write_text(words)
 
@@ -229,7 +240,7 @@ def told(packed: Packed, out: Path) -> str:
         f"about {packed.operations / speed / 60:.1f} min of {what}"
         for what, speed in SPEEDS.items()
     ]
-    lines[1:] = ["; ".join(lines[1:]) + " (reckoned; the H100 assumed)"]
+    lines[1:] = ["; ".join(lines[1:]) + " (reckoned, without starting; the H100 assumed)"]
     if packed.left_out:
         lines.append(f"left out, as they do not fit: {len(packed.left_out)}")
         lines += [f"  {entry.study} {_named(entry.spec)}" for entry in packed.left_out]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -78,11 +79,17 @@ def _compact_types(result: xr.Dataset) -> xr.Dataset:
 
 
 def name(record: xr.Dataset) -> str:
-    """What a record is called in its study: its key, and its precision where the run leaves that
-    open, so that both may be there."""
+    """What a record is called in its study: its key, and its precision where the specification
+    leaves that open, so that both may be there."""
     facts = record.attrs
-    open_precision = facts.get("spec", {}).get("optim", {}).get("precision") == "any"
-    return f"{facts['key']}-{facts['precision']}" if open_precision else facts["key"]
+    return f"{facts['key']}-{facts['precision']}" if _is_open(facts) else facts["key"]
+
+
+def _is_open(facts: dict[str, Any]) -> bool:
+    """Whether a run, or the runs of a comparison, leave their precision open."""
+    spec = facts.get("spec", {})
+    run = spec["runs"][0] if "runs" in spec else spec
+    return run.get("optim", {}).get("precision") == "any"
 
 
 def keep(study: str, spec: config.Spec) -> bool:
@@ -95,16 +102,11 @@ def keep(study: str, spec: config.Spec) -> bool:
     return True
 
 
-def result(study: str, spec: config.Spec, called: str) -> xr.Dataset:
-    """What was computed for a spec, from its record and those that it shares.
+def whole(folder: Path, called: str) -> xr.Dataset:
+    """What was computed, from its record and those that it shares.
 
     Raises FileNotFoundError where there is none, store.Damaged where one is not what was written.
     """
-    return whole(store.records_folder(study), called)
-
-
-def whole(folder: Path, called: str) -> xr.Dataset:
-    """A record with those that it shares; raises as `result`."""
     own = read(folder, called)
     shared = [read(folder, name).drop_attrs() for name in own.attrs.get("shares", [])]
     return xr.merge([own, *shared], combine_attrs="override", join="exact", compat="equals")
@@ -116,63 +118,93 @@ def whole(folder: Path, called: str) -> xr.Dataset:
 def recorded(study: str, specs: Iterable[config.Spec]) -> dict[str, str]:
     """Key -> name of its record, for those of the specs that have one.
 
-    Of runs that leave the precision open, those of one repetition count in one precision alone,
-    that of most of them: so every difference within a repetition is within a precision.
+    Of runs that leave the precision open, those of one repetition count in one precision alone: the
+    one that all of them have, or else that in which the repetition was begun. So every difference
+    within a repetition is within a precision.
     """
-    there, specs = index(store.records_folder(study)), list(specs)
+    folder = store.records_folder(study)
+    there, specs = index(folder), list(specs)
     found = {spec.key: spec.key for spec in specs if spec.key in there}
-    for runs in _repetitions(specs).values():
-        chosen = _begun(runs, there)
-        names = {run.key: f"{run.key}-{chosen}" for run in runs}
+    for which, members in _repetitions(specs).items():
+        chosen = _shown(members, there, begun(folder).get(which))
+        names = {spec.key: f"{spec.key}-{chosen}" for spec in members}
         found |= {key: called for key, called in names.items() if called in there}
     return found
 
 
-def done(study: str, specs: Iterable[config.Spec]) -> set[str]:
+def _shown(
+    members: list[config.Spec], there: dict[str, Place], first: config.Native | None
+) -> config.Native | None:
+    orders: dict = {"bfloat16": ("bfloat16", "float32")}
+    for precision in orders.get(first, ("float32", "bfloat16")):
+        if all(f"{spec.key}-{precision}" in there for spec in members):
+            return precision
+    return first
+
+
+def done(study: str, specs: Iterable[config.Spec], fast: config.Native | None = None) -> set[str]:
     """Keys of those that need no computing here: recorded, and where their repetition is still to
     be completed in another precision than it was begun in, recorded in that one."""
     specs = list(specs)
-    names, chosen = recorded(study, specs), precisions(study, specs)
+    names, chosen = recorded(study, specs), precisions(study, specs, fast)
     there = index(store.records_folder(study))
     found = set(names)
-    for runs in _repetitions(specs).values():
-        if any(run.key not in names for run in runs):
-            found -= {r.key for r in runs if f"{r.key}-{chosen[r.key]}" not in there}
+    for members in _repetitions(specs).values():
+        if any(spec.key not in names for spec in members):
+            found -= {s.key for s in members if f"{s.key}-{chosen[s.key]}" not in there}
     return found
 
 
-def precisions(study: str, specs: Iterable[config.Spec]) -> dict[str, config.Native]:
+def precisions(
+    study: str, specs: Iterable[config.Spec], fast: config.Native | None = None
+) -> dict[str, config.Native]:
     """Key -> precision to compute in, of the runs that leave it open: the one in which their
-    repetition was begun where this machine is fast at it, else its own, and then all anew."""
-    there, own = index(store.records_folder(study)), machine.precision()
+    repetition was begun where this machine is fast at it, else its own, and then all anew. `fast`
+    is what another machine is fast at, for which this is asked."""
+    started = begun(store.records_folder(study))
+    own = fast or machine.precision()
     found: dict[str, config.Native] = {}
-    for runs in _repetitions(specs).values():
-        begun = _begun(runs, there)
-        native = begun == "float32" or own == "bfloat16"  # float32 no machine has to emulate
-        found |= dict.fromkeys([run.key for run in runs], begun if begun and native else own)
+    for which, members in _repetitions(specs).items():
+        first = started.get(which)
+        native = first == "float32" or own == "bfloat16"  # float32 no machine has to emulate
+        found |= dict.fromkeys([spec.key for spec in members], first if first and native else own)
     return found
 
 
-def repetition(run: config.Run) -> tuple:
-    """What the networks and arms that are compared with each other have in common."""
-    return run.data.name, run.data.size, run.data.seed, run.seed
+def repetition(spec: config.Spec) -> tuple:
+    """What the networks and arms that are compared with each other have in common; a comparison,
+    which is of several repetitions, is by itself."""
+    if isinstance(spec, config.Comparison):
+        return (spec.key,)
+    return spec.data.name, spec.data.size, spec.data.seed, spec.seed
 
 
-def _repetitions(specs: Iterable[config.Spec]) -> dict[tuple, list[config.Run]]:
-    """The runs that leave their precision open, by repetition."""
-    found: dict[tuple, list[config.Run]] = {}
+def _repetitions(specs: Iterable[config.Spec]) -> dict[tuple, list[config.Spec]]:
+    """The specs that leave their precision open, by repetition."""
+    found: dict[tuple, list[config.Spec]] = {}
     for spec in specs:
-        if isinstance(spec, config.Run) and spec.optim.precision == "any":
+        runs = spec.runs if isinstance(spec, config.Comparison) else (spec,)
+        if runs[0].optim.precision == "any":
             found.setdefault(repetition(spec), []).append(spec)
     return found
 
 
-def _begun(runs: list[config.Run], there: dict[str, Place]) -> config.Native | None:
-    """The precision in which most of these runs are recorded, None where none is."""
-    kinds: tuple[config.Native, ...] = ("float32", "bfloat16")
-    counts = {p: sum(f"{run.key}-{p}" in there for run in runs) for p in kinds}
-    most = max(counts, key=lambda p: counts[p])
-    return most if counts[most] else None
+def begun(folder: Path) -> dict[tuple, config.Native]:
+    """Repetition -> precision of most of its records, whichever chapter asked for them."""
+    counts: dict[tuple, Counter] = {}
+    for place in index(folder).values():
+        facts = place.header["facts"]
+        if facts["kind"] in ("Run", "Comparison") and _is_open(facts):
+            counts.setdefault(_told_repetition(facts), Counter())[facts["precision"]] += 1
+    return {which: max(sorted(n, reverse=True), key=n.__getitem__) for which, n in counts.items()}
+
+
+def _told_repetition(facts: dict[str, Any]) -> tuple:
+    """`repetition`, of what a record says."""
+    if facts["kind"] == "Comparison":
+        return (facts["key"],)
+    data = facts["spec"]["data"]
+    return data["name"], data["size"], data["seed"], facts["spec"]["seed"]
 
 
 def vouched(study: str, names: Iterable[str]) -> str:
@@ -277,8 +309,8 @@ def headers(part: Path) -> list[dict[str, Any]]:
 def verify(part: Path) -> None:
     """Read and hash again all records of a part; raises store.Damaged."""
     found = headers(part)
-    if not found:
-        raise store.Damaged(f"{part}: what it holds cannot be read; delete it")
+    if len(found) < claimed(part):
+        raise store.Damaged(f"{part}: what it says of its records is not what was written")
     for header in found:
         payload(Place(part, header))
 
@@ -310,20 +342,24 @@ def write_part(path: Path, records: list[tuple[dict[str, Any], bytes]]) -> None:
             shape=values.shape,
             chunks=values.shape,
             dtype=values.dtype,
+            # A changed byte would spoil all of a compressed part, and half of it is noise.
+            compressors=None if len(records) > 1 else "auto",
             attributes={"records": placed},
             config={"write_empty_chunks": True},
         )
         array[:] = values
 
 
-def set_aside(study: str, called: str) -> None:
-    """Take a record that is not whole out of its study, so that it is made again; and with it what
-    it shares, where that is not whole."""
+def mend(study: str, spec: config.Spec, called: str) -> None:
+    """Take what is not whole, of a record and those that it shares, out of its study, and make it
+    of the cache again; where that has no result, the record goes too, so that it is computed."""
     folder = store.records_folder(study)
-    facts = index(folder)[called].header["facts"]
-    for name in [called, *facts.get("shares", [])]:
-        if name == called or not is_whole(folder, name):
+    shares = index(folder)[called].header["facts"].get("shares", [])
+    for name in [called, *shares]:
+        if not is_whole(folder, name):
             _remove(folder, name)
+    if not keep(study, spec) or not is_whole(folder, called):
+        _remove(folder, called)
 
 
 def _remove(folder: Path, called: str) -> None:

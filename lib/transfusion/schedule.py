@@ -37,15 +37,24 @@ def missing(specs: Iterable[config.Spec], study: str | None = None) -> list[Task
                 needed.setdefault(need.key, need)
             needed[spec.key] = spec
     asked = {spec.key for spec in specs} - done
+    compared = {run.key for s in specs if isinstance(s, config.Comparison) for run in s.runs}
     return [
         task
         for key, task in needed.items()
-        if not _there(task, precisions.get(key) if key in asked else None)
+        if not _there(task, precisions.get(key) if key in asked | compared else None)
     ]
 
 
 def _precisions(specs: Iterable[config.Spec], study: str | None) -> dict[str, config.Native]:
-    return records.precisions(study, specs) if study else {}
+    """In which to compute what leaves it open; all networks of a comparison in one."""
+    if study is None:
+        return {}
+    specs = list(specs)
+    found = records.precisions(study, specs)
+    for spec in specs:
+        if isinstance(spec, config.Comparison) and spec.key in found:
+            found |= dict.fromkeys([run.key for run in spec.runs], found[spec.key])
+    return found
 
 
 def needs(task: Task) -> list[Task]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
-from transfusion import comparison, config, data, train
+from transfusion import comparison, config, data, store, train
 from transfusion.schedule import Task
 
+SPACE = 50_000_000  # bytes that a checkpoint of a small network and its weights take
+MEMORY = ("out of memory", "ALLOC_FAILED")  # what libraries call it that raise errors of their own
 CHECKPOINT = 20.0  # seconds between two checkpoints: what a killed run loses
 
 
@@ -27,7 +29,13 @@ def serve(pipe: Connection) -> None:
         except EOFError:  # whoever handed out the work has ended
             return
         task = config.load(fields)
-        pipe.send(_attempt(partial(_perform, task, precision, deadline, pipe, kept)))
+        answer = _attempt(partial(_perform, task, precision, deadline, pipe, kept))
+        try:
+            pipe.send(answer)
+        except BrokenPipeError:
+            return
+        if answer[0] == "killed":
+            return
 
 
 def _attempt(perform: Callable[[], None]) -> tuple:
@@ -37,12 +45,21 @@ def _attempt(perform: Callable[[], None]) -> tuple:
     except train.Stopped:
         return ("gave up",)
     except (MemoryError, torch.OutOfMemoryError) as error:
-        return "out of memory", str(error).splitlines()[0] if str(error) else "out of memory"
+        return "out of memory", _first_line(error)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return "cannot write", str(error)
-        return "failed", f"{type(error).__name__}: {error}"
+        told = _first_line(error)
+        if shutil.disk_usage(store.root()).free < SPACE:  # each writer has an error of its own
+            return "cannot write", f"no space left in {store.root()}"
+        if any(words in told for words in MEMORY):
+            return "out of memory", told
+        if "CUDA" in told:  # which every later call in this process would fail with, too
+            return "killed", told
+        return "failed", f"{type(error).__name__}: {told}"
     return ("finished",)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _perform(

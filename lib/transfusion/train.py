@@ -470,8 +470,8 @@ def _source_reached(init: config.Init) -> dict:
     if kept is None:
         return {}
     kept = metrics.scored(kept)
-    names = [name for name in ("auc", "top1", "top5") if f"test_{name}" in kept]
-    return {"source_reached": {name: float(kept[f"test_{name}"]) for name in names}}
+    told = {n: float(kept[f"test_{n}"]) for n in ("auc", "top1", "top5") if f"test_{n}" in kept}
+    return {"source_reached": {n: value for n, value in told.items() if math.isfinite(value)}}
 
 
 def _first_filters(net: nn.Module) -> np.ndarray | None:

@@ -8,6 +8,8 @@ each atomically.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import os
 import sys
@@ -21,7 +23,7 @@ from typing import TextIO
 import torch
 from filelock import FileLock, Timeout
 
-from transfusion import box, config, data, outbox, records, schedule, store
+from transfusion import box, config, data, machine, outbox, records, schedule, store
 from transfusion.crew import Crew, assign, listen, more_workers, progress
 from transfusion.schedule import Task
 
@@ -46,10 +48,10 @@ def work(place: Path, minutes: float, out: Path, *, jobs: int | None = None) -> 
     if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs {jobs}: expected a number of processes, such as 6")
     contents = box.read(place)
-    out.mkdir(parents=True, exist_ok=True)
+    outbox.require(out)
     os.environ["TRANSFUSION_CACHE"] = str(_cache(place))
     store.require_writable()
-    with _alone(), (out / "log.txt").open("a") as log:
+    with _alone(), (out / "log.txt").open("a") as log, _held(log):
         say = partial(_say, log=log)
         todo = _unpack(place, contents, out, say)
         crew = _crew(contents.entries, todo, out, say, jobs)
@@ -71,7 +73,13 @@ def _crew(
     on_gpu = torch.cuda.is_available()
     first = jobs or (1 if on_gpu else os.cpu_count() or 1)
     most = MOST if on_gpu and not jobs else first
+    started = records.begun(out)  # by an earlier call, maybe on another machine
+    entries = [e._replace(precision=e.precision or _begun(e, started)) for e in entries]
     return Crew(entries, todo, partial(_deposit, entries, out, say), say, jobs=first, most=most)
+
+
+def _begun(entry: box.Entry, started: dict[tuple, config.Native]) -> config.Native | None:
+    return started.get(records.repetition(entry.spec))
 
 
 def _compute(crew: Crew) -> None:
@@ -92,7 +100,9 @@ def _summary(crew: Crew, out: Path) -> str:
     ahead = [*crew.todo.values(), *(worker.task for worker in crew.workers if worker.task)]
     left = sum(not isinstance(task, config.Data) for task in ahead)
     more = f"; {left} left, with which the same command goes on" if left else ""
-    return f"{crew.done} finished and kept in {out}{more}"
+    facts = outbox.held(out).values()
+    kept = sum(told["kind"] in ("Run", "Comparison") for told in facts)
+    return f"{crew.done} finished, {kept} kept in {out}{more}"
 
 
 def _say(words: str, log: TextIO) -> None:
@@ -111,6 +121,17 @@ def _cache(place: Path) -> Path:
         return (place / "cache").resolve()
     mark = hashlib.sha256((place / "box.json").read_bytes()).hexdigest()[:12]
     return Path(tempfile.gettempdir(), f"transfusion-box-{mark}")
+
+
+@contextlib.contextmanager
+def _held(log: TextIO) -> Iterator[None]:
+    """Hold the folder of records by its log, for as long as this process lives."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        folder = Path(log.name).parent
+        raise ValueError(f"another `work` writes to {folder}: give a folder of its own") from None
+    yield
 
 
 @contextlib.contextmanager
@@ -139,6 +160,7 @@ def _unpack(place: Path, contents: box.Contents, out: Path, say: Say) -> dict[st
         )
     for folder in [*(place / "sources").glob("*"), out]:
         box.bring_weights(folder)
+    _check_precision(out)
     held = {told["key"] for told in facts if told["kind"] in ("Run", "Comparison")}
     for entry in entries:  # finished before a call was killed
         if entry.spec.key not in held and _whole(entry.spec):
@@ -153,6 +175,19 @@ def _unpack(place: Path, contents: box.Contents, out: Path, say: Say) -> dict[st
     images = dict.fromkeys(entry.spec.data for entry in entries if entry.spec.key in todo)
     drawn = {spec.key: spec for spec in images if not _unpacked(spec, place)}
     return {**drawn, **todo}
+
+
+def _check_precision(out: Path) -> None:
+    """Raise ValueError where a folder was begun in a precision that is slow here."""
+    started = set(records.begun(out).values())
+    if "bfloat16" in started and not _is_fast():
+        raise ValueError(
+            f"{out} was begun in bfloat16, at which this machine is slow: give another folder"
+        )
+
+
+def _is_fast() -> bool:
+    return torch.cuda.is_available() or machine.precision() == "bfloat16"
 
 
 def _is_there(spec: config.Spec, held: set[str], contents: box.Contents) -> bool:
@@ -193,10 +228,17 @@ def _deposit(entries: list[box.Entry], out: Path, say: Say, spec: config.Spec) -
     study = next(entry.study for entry in entries if entry.spec.key == spec.key)
     result = store.read(spec.key)
     assert result is not None  # it was just finished
-    outbox.add(out, records.made_of(study, spec, result))
-    if _is_source(spec, entries) and result.attrs["status"] == "done":
-        if not outbox.add_weights(out, box.weights_records(study, spec.key)):
+    weights = _is_source(spec, entries) and result.attrs["status"] == "done"
+    try:
+        outbox.add(out, records.made_of(study, spec, result))
+        if weights and not outbox.add_weights(out, box.weights_records(study, spec.key)):
             say(f"the weights of {spec.key} are too large to come back; its record does")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"no space left for {out}: free some and call again; what was finished is kept"
+        ) from None
 
 
 def _is_source(spec: config.Spec, entries: list[box.Entry]) -> bool:
