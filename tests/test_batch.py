@@ -62,7 +62,7 @@ class Place:
 
     def values(self):
         """Checksums of all results, collected ones included, but for what they cost."""
-        found = [*self.cache.glob("runs/*/result.zarr"), *self.cache.glob("results/*/*.zarr")]
+        found = [*self.cache.glob("runs/*/result.zarr"), *self.cache.glob("collected/*/*.zarr")]
         results = {p.relative_to(self.cache): store.read_zarr(p) for p in found}
         return {
             path: store.checksum(result.drop_vars("seconds", errors="ignore"))
@@ -230,7 +230,8 @@ def test_a_corrupted_result_is_computed_again_to_the_same_bits(checkout):
     before, victim = checkout.values(), sorted(checkout.finished())[0]
     chunk = next(checkout.cache.glob(f"runs/{victim}/result.zarr/*/c/0"))
     chunk.write_bytes(chunk.read_bytes()[:-1])
-    shutil.rmtree(checkout.cache / "results/tiny")
+    for kept in ("results", "collected"):
+        shutil.rmtree(checkout.cache / kept / "tiny")
     found = checkout.call("cache", "verify")
     assert found.returncode == 1 and victim in found.err
     again = checkout.call("run", "tiny")

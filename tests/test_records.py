@@ -379,7 +379,8 @@ def test_chapters_and_groups_of_a_study_agree_on_the_precision_of_a_repetition(c
     assert set(records.precisions("made_up", runs[1:]).values()) == {"float32"}
     collect("weight_scaling", **more)
     facts = records.facts("made_up").values()
-    assert {told["precision"] for told in facts if told["kind"] == "Run"} == {"float32"}
+    trained = [told for told in facts if told["kind"] == "Run" and told["spec"]["seed"] == 0]
+    assert {told["precision"] for told in trained} == {"float32"} and len(trained) == 5
 
 
 def test_a_repetition_with_both_precisions_is_shown_in_one(cache, machines):
