@@ -6,11 +6,15 @@ import argparse
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+BEGUN = time.monotonic()  # before libraries are loaded, which takes some of a borrowed minute
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -184,7 +188,8 @@ def _work(arguments: argparse.Namespace) -> None:
         from transfusion import work
     except ImportError as error:
         raise ValueError(f"{error.name} is missing here: see the README of the box") from error
-    work.work(arguments.box, arguments.minutes, arguments.out, jobs=arguments.jobs)
+    options = {"jobs": arguments.jobs, "begun": BEGUN}
+    work.work(arguments.box, arguments.minutes, arguments.out, **options)
 
 
 def _merge(arguments: argparse.Namespace) -> None:

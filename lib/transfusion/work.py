@@ -33,16 +33,24 @@ Say = Callable[[str], None]
 MOST = 8  # processes on a GPU; each has a CUDA context of its own, half a GB
 
 
-def work(place: Path, minutes: float, out: Path, *, jobs: int | None = None) -> None:
+def work(
+    place: Path,
+    minutes: float,
+    out: Path,
+    *,
+    jobs: int | None = None,
+    begun: float | None = None,
+) -> None:
     """Compute in a box for so many minutes, and keep each finished record in `out`.
 
     `jobs` processes: by default one a core, or, on a GPU, 1, 2, 4 or 8, as many as are faster
-    together. A second call with the same `out` goes on. Raises ValueError or OSError, naming what
+    together. A second call with the same `out` goes on. The minutes count from `begun`, a time of
+    `time.monotonic`, by default from now. Raises ValueError or OSError, naming what
     is wrong, for a box that is not whole or of other code, minutes or jobs that are none, an `out`
     with records of other studies, or that cannot be written; schedule.Failed, after all else, where
     runs could not be computed. What is finished is kept, whatever happens.
     """
-    begun = time.monotonic()
+    begun = time.monotonic() if begun is None else begun
     if not 0 < minutes < float("inf"):
         raise ValueError(f"--minutes {minutes:g}: expected the time to compute in, such as 9")
     if jobs is not None and jobs < 1:
