@@ -130,14 +130,19 @@ def poison(name, size):
 def environment(tmp_path_factory):
     """A cache and a build of its own; the cache sees the tracked results."""
     cache, build = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("build")
-    for kept in ("results", "first_edition"):
-        (cache / kept).mkdir()
-        for folder in (ROOT / "data_cache" / kept).glob("[a-z]*/"):
-            if folder.name not in ("smoke", "quick"):
-                (cache / kept / folder.name).symlink_to(folder)
+    link_tracked(cache)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(render, "BUILD", build / "_build")
         yield {**os.environ, "TRANSFUSION_CACHE": str(cache), "TRANSFUSION_BUILD": str(build)}
+
+
+def link_tracked(cache):
+    """Let a cache see the results in git, which some pages show whatever their study."""
+    for kept in ("results", "first_edition"):
+        (cache / kept).mkdir(parents=True)
+        for folder in (ROOT / "data_cache" / kept).glob("[a-z]*/"):
+            if folder.name not in ("smoke", "quick"):
+                (cache / kept / folder.name).symlink_to(folder)
 
 
 def transfusion(environment, *arguments):

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from transfusion import config, store, studies
 
-from .conftest import KNOBS, ROOT
+from .conftest import KNOBS, ROOT, link_tracked
 
 STUDY = {**KNOBS, "study": "tiny", "own_inits": {}, "tuned": {}, "optimizer": "adam", "devices": 1}
 STUDY |= {"source_image_size": None, "models": ["cbr_tiny"], "inits": ["random"], "seeds": 3}
@@ -28,6 +28,7 @@ class Place:
 
     def __init__(self, folder):
         self.cache, self.build = folder / "cache", folder / "build"
+        link_tracked(self.cache)
         self.environment = {
             **os.environ,
             "TRANSFUSION_CACHE": str(self.cache),
@@ -241,7 +242,7 @@ def test_a_corrupted_result_is_computed_again_to_the_same_bits(checkout):
 
 @pytest.mark.slow
 def test_a_full_disk_is_named_and_the_study_goes_on_when_there_is_space(checkout):
-    checkout.cache.mkdir()
+    checkout.cache.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=80m", "none", str(checkout.cache)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no right to mount a small disk here")

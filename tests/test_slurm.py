@@ -13,7 +13,7 @@ import psutil
 import pytest
 from transfusion import store, studies
 
-from .conftest import ROOT
+from .conftest import ROOT, link_tracked
 
 pytestmark = pytest.mark.slow
 STATE = "/var/lib/slurm/slurmctld"
@@ -89,6 +89,7 @@ def kill_a_group():
 
 def test_the_smoke_study_survives_a_killed_job(slurm, tmp_path, monkeypatch):
     """One job is killed as it trains; Slurm gets it again, and all pages are there at the end."""
+    link_tracked(tmp_path / "cache")
     places = {"TRANSFUSION_CACHE": str(tmp_path / "cache"), "TRANSFUSION_BUILD": str(tmp_path)}
     command = [sys.executable, "-m", "transfusion", "run", "smoke", "--profile", "slurm"]
     process = subprocess.Popen(

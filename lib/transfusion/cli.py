@@ -200,7 +200,8 @@ def _merge(arguments: argparse.Namespace) -> None:
     if found.weights:
         print(f"weights of {len(found.weights)} pretrainings: {', '.join(found.weights)}")
     if found.other_code:
-        print(f"made by other code, and as good: {', '.join(found.other_code)}")
+        some = ", ".join(found.other_code[:3]) + (" ..." if len(found.other_code) > 3 else "")
+        print(f"{len(found.other_code)} made by other code, and as good: {some}")
     if found.refused:
         lines = "\n  ".join(f"{name}: {why}" for name, why in found.refused.items())
         raise ValueError(f"{len(found.refused)} records refused:\n  {lines}")
