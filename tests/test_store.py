@@ -116,6 +116,18 @@ def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
         store.require_writable()
 
 
+def test_many_may_ask_at_once_whether_a_cache_can_be_written(cache, monkeypatch):
+    """Another process removes the probe between this one's writing and removing it."""
+    replace = store._replace
+
+    def and_remove(temporary, target):
+        replace(temporary, target)
+        target.unlink()
+
+    monkeypatch.setattr(store, "_replace", and_remove)
+    store.require_writable()
+
+
 def test_a_full_disk_is_told(cache, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

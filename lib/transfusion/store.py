@@ -52,7 +52,7 @@ def require_writable() -> None:
         root().mkdir(parents=True, exist_ok=True)
         with atomic(root() / ".probe") as path:
             path.write_bytes(b"\0" * (1 << 20))
-        (root() / ".probe").unlink()
+        (root() / ".probe").unlink(missing_ok=True)  # another process may have been first
     except OSError as error:
         raise type(error)(
             error.errno,
