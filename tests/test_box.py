@@ -91,7 +91,7 @@ def test_what_a_box_brings_home_is_what_would_have_been_computed_here(
     ended = called(packed, out)
     said = ended.communicate()[1]
     assert ended.returncode == 0, said
-    entries = box.read(packed).entries
+    entries = box.read(packed)
     assert keys(out) == {entry.spec.key for entry in entries} and len(entries) == 4
     assert "4 finished, 4 kept in" in said and (out / "log.txt").read_text()
     files = [path for path in out.rglob("*") if path.is_file()]
@@ -135,7 +135,7 @@ def test_kill_9_at_ten_moments_loses_no_finished_record(cache, tmp_path):
     assert after, "each call was killed before its first run ended"
     last = called(packed, out)
     assert last.communicate() and last.returncode == 0
-    assert keys(out) == {entry.spec.key for entry in box.read(packed).entries}
+    assert keys(out) == {entry.spec.key for entry in box.read(packed)}
 
 
 def contents(out):

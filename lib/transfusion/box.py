@@ -36,14 +36,6 @@ class Entry(NamedTuple):
     precision: config.Native | None
 
 
-class Contents(NamedTuple):
-    """A box as it is read."""
-
-    entries: list[Entry]  # most valuable first, and what is needed before what needs it
-    files: dict[str, str]  # path within the box -> sha256
-    commit: str
-
-
 def code(folder: Path = LIBRARY) -> str:
     """A digest of a library's files."""
     digest = hashlib.sha256()
@@ -52,9 +44,12 @@ def code(folder: Path = LIBRARY) -> str:
     return digest.hexdigest()[:12]
 
 
-def read(box: Path) -> Contents:
-    """What a box holds; raises FileNotFoundError or ValueError where it is none, is not whole, or
-    was packed by other code than would work in it."""
+def read(box: Path) -> list[Entry]:
+    """What a box asks for, most valuable first, and what is needed before what needs it.
+
+    Raises FileNotFoundError or ValueError where it is no box, is not whole, or was packed by other
+    code than would work in it.
+    """
     try:
         told = json.loads((box / "box.json").read_text())
         if told.pop("sha256") != digest(told):
@@ -74,7 +69,7 @@ def read(box: Path) -> Contents:
     for name, expected in told["files"].items():
         if not (box / name).is_file() or store.checksum(box / name) != expected:
             raise ValueError(f"{box / name} is not what was packed: copy the box again")
-    return Contents(entries, told["files"], told["commit"])
+    return entries
 
 
 def digest(told: dict) -> str:

@@ -362,12 +362,6 @@ def _done(key: str) -> dict | None:
         return None
 
 
-def fingerprint(key: str) -> str:
-    """Checksum of what vouches for a result, `missing` where there is none."""
-    path = run_folder(key) / "done.json"
-    return checksum(path) if path.exists() else "missing"
-
-
 def verify(key: str) -> None:
     """Read and hash again all that is kept under a key; raises Damaged or FileNotFoundError."""
     read_zarr(run_folder(key) / "result.zarr")

@@ -55,14 +55,14 @@ def work(
         raise ValueError(f"--minutes {minutes:g}: expected the time to compute in, such as 9")
     if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs {jobs}: expected a number of processes, such as 6")
-    contents = box.read(place)
+    entries = box.read(place)
     outbox.require(out)
     os.environ["TRANSFUSION_CACHE"] = str(_cache(place))
     store.require_writable()
     with _alone(), (out / "log.txt").open("a") as log, _held(log):
         say = partial(_say, log=log)
-        todo = _unpack(place, contents, out, say)
-        crew = _crew(contents.entries, todo, out, say, jobs)
+        todo = _unpack(place, entries, out, say)
+        crew = _crew(entries, todo, out, say, jobs)
         crew.deadline = begun + 60 * minutes - STOP
         try:
             _compute(crew)
@@ -156,9 +156,8 @@ def _alone() -> Iterator[None]:
 # --- before and after ------------------------------------------------------------------------
 
 
-def _unpack(place: Path, contents: box.Contents, out: Path, say: Say) -> dict[str, Task]:
+def _unpack(place: Path, entries: list[box.Entry], out: Path, say: Say) -> dict[str, Task]:
     """Bring to the cache what the box and earlier calls have left; what is still to be computed."""
-    entries = contents.entries
     facts = list(outbox.held(out).values())
     foreign = {told["study"] for told in facts} - {entry.study for entry in entries}
     if foreign:
@@ -175,7 +174,7 @@ def _unpack(place: Path, contents: box.Contents, out: Path, say: Say) -> dict[st
             _deposit(entries, out, say, entry.spec)
             held.add(entry.spec.key)
     todo: dict[str, Task] = {
-        e.spec.key: e.spec for e in entries if not _is_there(e.spec, held, contents)
+        e.spec.key: e.spec for e in entries if not _is_there(e.spec, held, entries)
     }
     for name in dict.fromkeys(_weights(todo.values())):
         if not store.weights_file(name).exists():
@@ -198,11 +197,11 @@ def _is_fast() -> bool:
     return torch.cuda.is_available() or machine.precision() == "bfloat16"
 
 
-def _is_there(spec: config.Spec, held: set[str], contents: box.Contents) -> bool:
+def _is_there(spec: config.Spec, held: set[str], entries: list[box.Entry]) -> bool:
     """Whether a record is there, and the weights too where something else asks for them."""
     if spec.key not in held:
         return False
-    others = [e.spec for e in contents.entries if e.spec.key not in held]
+    others = [e.spec for e in entries if e.spec.key not in held]
     wanted = {need.key for other in others for need in schedule.needs(other)}
     return spec.key not in wanted or store.complete(spec.key)
 
