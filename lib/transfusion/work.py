@@ -45,10 +45,11 @@ def work(
 
     `jobs` processes: by default one a core, or, on a GPU, 1, 2, 4 or 8, as many as are faster
     together. A second call with the same `out` goes on. The minutes count from `begun`, a time of
-    `time.monotonic`, by default from now. Raises ValueError or OSError, naming what
-    is wrong, for a box that is not whole or of other code, minutes or jobs that are none, an `out`
-    with records of other studies, or that cannot be written; schedule.Failed, after all else, where
-    runs could not be computed. What is finished is kept, whatever happens.
+    `time.monotonic`, by default from now. What is finished is kept, whatever happens.
+
+    Raises ValueError or OSError, naming what is wrong, for a box that is not whole or of other
+    code, minutes or jobs that are none, an `out` with other things or records of other studies, or
+    that cannot be written; schedule.Failed, after all else, where runs could not be computed.
     """
     begun = time.monotonic() if begun is None else begun
     if not 0 < minutes < float("inf"):
