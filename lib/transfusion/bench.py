@@ -308,7 +308,9 @@ def _steps(
     optimizer, images = torch.optim.Adam(plain.parameters()), models.normalise(pixels).contiguous()
     return (
         lambda: reference.step(plain, optimizer, images, target),
-        lambda: train.update(net, adam, pixels, target, F.cross_entropy, precision),
+        lambda: train.update(
+            net, adam, train.augment(pixels, "mirror"), target, F.cross_entropy, precision
+        ),
     )
 
 
@@ -318,7 +320,7 @@ def pipeline(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     _, whole = _steps("cbr_tiny", 64, machine.precision())
 
     def ours() -> Tensor:
-        return models.normalise(train.augment(pixels[torch.randint(1000, (BATCH,))]))
+        return models.normalise(train.augment(pixels[torch.randint(1000, (BATCH,))], "mirror"))
 
     with _photographs(BATCH) as folder:
         loader = reference.batches(folder, 64, BATCH)

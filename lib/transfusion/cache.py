@@ -62,7 +62,7 @@ def _damaged() -> Iterator[tuple[str, str]]:
     root = store.root()
     ended = [f for f in _folders() if store.state(f.name) in ("done", "failed")]
     checks: list[tuple[Path, Callable]] = [(f, partial(store.verify, f.name)) for f in ended]
-    stores = ("collected/*/*.zarr", "first_edition/*/*.zarr", "datasets/*/*.zarr")
+    stores = ("collected/*/*.zarr", "datasets/*/*.zarr")
     for path in sorted(path for pattern in stores for path in root.glob(pattern)):
         checks.append((path, partial(store.read_zarr, path)))
     for part in sorted(p for folder in root.glob("results/*") for p in records.parts(folder)):

@@ -10,17 +10,18 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
 # Raised by hand when the meaning of a field, or of the code that trains or compares, changes.
 # 2: a network starts from its source's weights in half precision, as they travel.
-SCHEMA = 2
-FIRST_EDITION = 1  # of the results in data_cache/first_edition
+# 3: weights are those of the last step, and every fold has networks of its own.
+SCHEMA = 3
 STRICT = ConfigDict(strict=True, extra="forbid")
 Native = Literal["float32", "bfloat16"]
 Precision = Literal["float32", "bfloat16", "any"]  # any: what the machine is fast at; recorded
 Optimizer = Literal["adam", "sgd"]
+Augmentation = Literal["mirror", "mirror and crops"]
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -69,7 +70,9 @@ def _told(fields: list[tuple[str, Any]]) -> dict:
 class Data:
     """Images of one task. A prepared data set is named `name@digest`, so its content is in the key.
 
-    `train`, `valid`, `test` count images; None takes all of a prepared split.
+    `train`, `valid`, `test` count images; None takes all of a prepared split. With `folds`, the
+    patients of a prepared set are dealt to so many: the one of number `fold` tests, the next
+    validates, the rest train. Each fold of a drawn set is drawn anew.
     """
 
     name: str
@@ -77,7 +80,16 @@ class Data:
     train: Count | None = None
     valid: Count | None = None
     test: Count | None = None
-    seed: int = 0  # of the synthetic images, and of the choice of a training subset
+    seed: int = 0  # of the synthetic images, and of the choice of a subset
+    folds: Annotated[int, Field(ge=3)] | None = None
+    fold: Annotated[int, Field(ge=0)] = 0
+    folds_seed: int = 0  # by which patients are dealt
+
+    @model_validator(mode="after")
+    def _is_a_fold(self) -> Data:
+        if self.fold >= (self.folds or 1):
+            raise ValueError(f"fold {self.fold}: expected 0 to {(self.folds or 1) - 1}")
+        return self
 
     @cached_property
     def key(self) -> str:
@@ -104,10 +116,19 @@ class Optim:
     lr: Positive = 0.001
     weight_decay: Annotated[float, Field(ge=0)] = 0.0001
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the steps
-    evaluations: Count = 20  # points of the learning curve
+    evaluations: Count = 20  # evenly spaced points of the learning curve
+    evaluate_at: tuple[Count, ...] = ()  # steps that are points of it beside these
+    augmentation: Augmentation = "mirror"
     precision: Precision = "float32"
     optimizer: Optimizer = "adam"
     devices: Count = 1  # each has a share of every batch
+
+    @model_validator(mode="after")
+    def _ends_in_time(self) -> Optim:
+        late = [step for step in self.evaluate_at if step > self.steps]
+        if late:
+            raise ValueError(f"evaluate_at {late}: expected steps up to {self.steps}")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -7,6 +7,7 @@ being that of their content.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,12 +33,13 @@ def load(spec: config.Data) -> xr.Dataset:
     Returns a Dataset of pixels (image, channel, y, x) uint8; target int16, grades or classes
     (image,) or findings (image, finding) 0/1, -1 where uncertain; patient (image,); split (image,)
     one of SPLITS; attrs task, outputs.
-    Raises ValueError for an unknown or unprepared data set, or patients in two splits.
+    Raises ValueError for an unknown or unprepared data set, patients in two splits, or too few for
+    the folds.
     """
     check(spec)
     if spec.name in SYNTHETIC:
         return _cached(drawn_path(spec), lambda: _generate(spec))
-    return _subset(store.read_zarr(prepared_path(spec.name, spec.size)), spec)
+    return _subset(_dealt(store.read_zarr(prepared_path(spec.name, spec.size)), spec), spec)
 
 
 def attrs(spec: config.Data) -> dict:
@@ -148,7 +150,8 @@ def _generate(spec: config.Data) -> xr.Dataset:
     make, attrs = SYNTHETIC[spec.name]
     parts = []
     for number, split in enumerate(SPLITS):
-        image, target, patient = make(getattr(spec, split), spec.size, 3 * spec.seed + number)
+        seed = 3 * (spec.seed + spec.fold) + number
+        image, target, patient = make(getattr(spec, split), spec.size, seed)
         parts.append(dataset(image, target, patient, np.full(len(image), split), attrs))
         parts[-1]["patient"] = parts[-1]["patient"].astype(str).str.cat(f"-{split}")
     return xr.concat(parts, "image")
@@ -167,8 +170,43 @@ def dataset(image, target, patient, split, attrs) -> xr.Dataset:
     return xr.Dataset(variables, attrs=attrs)
 
 
+def _dealt(dataset: xr.Dataset, spec: config.Data) -> xr.Dataset:
+    """A prepared set split by folds, where these are asked for, in place of its own splits."""
+    if spec.folds is None:
+        return dataset
+    fold = deal(dataset["target"].values, dataset["patient"].values, spec.folds, spec.folds_seed)
+    split = np.full(len(fold), "train", object)
+    split[fold == (spec.fold + 1) % spec.folds] = "valid"
+    split[fold == spec.fold] = "test"
+    return dataset.assign(split=("image", split.astype(str)))
+
+
+def deal(target: np.ndarray, patient: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold (image,) of each image: patients stay together, and the labels, or of findings how
+    many an image has, are as evenly spread as that allows.
+
+    Raises ValueError where a fold would lack a patient, or one of two answers.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # loads for a second
+
+    label = target if target.ndim == 1 else (target > 0).sum(1)
+    patients = len(np.unique(patient))
+    if patients < folds or len(np.unique(label)) < 2:
+        raise ValueError(f"{folds} folds need as many patients and two labels, got {patients}")
+    dealer = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    found = np.empty(len(label), int)
+    with warnings.catch_warnings():  # a rare label may be in fewer folds than there are
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        for number, (_, rows) in enumerate(dealer.split(label, label, patient)):
+            found[rows] = number
+    counts = [len(np.unique(label[found == number])) for number in range(folds)]
+    if min(counts) < 2:
+        raise ValueError(f"fold {int(np.argmin(counts))} of {folds} has images of one label alone")
+    return found
+
+
 def _subset(dataset: xr.Dataset, spec: config.Data) -> xr.Dataset:
-    """`train`, `valid`, `test` images of a prepared set, whole patients in seeded order."""
+    """`train`, `valid`, `test` images of a prepared set, at random: fewer lie within more."""
     check_patients(dataset["patient"], dataset["split"])
     if spec.train is spec.valid is spec.test is None:
         return dataset  # a copy of all pixels saved
@@ -182,10 +220,7 @@ def _take(dataset: xr.Dataset, split: str, count: int | None, seed: int) -> np.n
         return rows
     if count > len(rows):
         raise ValueError(f"{split}={count} asked for, {dataset.attrs['name']} has {len(rows)}")
-    patients = dataset["patient"].values[rows]
-    order = np.random.default_rng([seed, SPLITS.index(split)]).permutation(np.unique(patients))
-    rank = pd.Series(np.arange(len(order)), index=order)[patients].to_numpy()
-    return rows[np.argsort(rank, kind="stable")[:count]]
+    return np.random.default_rng([seed, SPLITS.index(split)]).permutation(rows)[:count]
 
 
 def check_patients(patient: ArrayLike, split: ArrayLike) -> None:

@@ -5,14 +5,15 @@ No torch is imported here until something is missing, so a book whose results ex
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, field, replace
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import xarray as xr
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from transfusion import config, data, machine, metrics, records, schedule, store, tables
@@ -36,6 +37,8 @@ class Knobs:
 
     study: str
     target: str
+    folds: Annotated[int, Field(ge=3)] | None = None
+    fold: Annotated[int, Field(ge=0)] | None = None
     source: str
     weights: dict[str, str]
     models: list[str]
@@ -45,7 +48,7 @@ class Knobs:
     train_size: config.Count | None
     valid_size: config.Count | None
     test_size: config.Count | None
-    source_size: config.Count
+    source_size: config.Count | None
     steps: config.Count
     source_steps: config.Count
     source_image_size: config.Count | None = None
@@ -55,10 +58,12 @@ class Knobs:
     optimizer: config.Optimizer = "adam"
     devices: config.Count = 1
     evaluations: config.Count
+    evaluate_at: list[config.Count] = field(default_factory=list)
+    augmentation: config.Augmentation = "mirror"
     precision: Literal["auto", "any", "float32", "bfloat16"]
     seeds: config.Count
     targets: list[str] | None = None
-    train_sizes: list[config.Count] = field(default_factory=list)
+    train_sizes: list[config.Count | None] = field(default_factory=list)
     rates: list[config.Positive] = field(default_factory=list)
     variants: dict[str, dict] = field(default_factory=dict)
     images: config.Count = 1000
@@ -94,6 +99,8 @@ def _knobs(parameters: dict) -> Knobs:
         if not model or not init:
             raise ValueError(f"tuned: {arm!r}: expected `model init`, such as 'resnet50 transfer'")
         config.init_name(init)
+    if knobs.fold is not None and knobs.fold >= (knobs.folds or 1):
+        raise ValueError(f"fold {knobs.fold}: expected 0 to {(knobs.folds or 1) - 1}")
     return knobs
 
 
@@ -111,26 +118,25 @@ def _labelled(chapter: str, knobs: Knobs) -> list[tuple[Labels, Spec]]:
 
 
 def _trainings(knobs: Knobs) -> Iterator[tuple[Labels, config.Run]]:
-    """Models x inits x seeds on one target."""
+    """Models x inits x rates x folds x seeds on one target: at its own rate, or each of `rates`."""
     for model in knobs.models:
         for init in knobs.own_inits.get(model, knobs.inits):
-            for seed in range(knobs.seeds):
-                run = _run(knobs, knobs.target, model, init, seed)
-                yield {"model": model, "init": init, "seed": seed}, run
+            for rate in knobs.rates or [None]:
+                asked = {"lr": rate} if rate else {}
+                for fold, seed in itertools.product(_folds(knobs), range(knobs.seeds)):
+                    run = _run(knobs, knobs.target, model, init, fold, seed, rate)
+                    yield {"model": model, "init": init, **asked, "fold": fold, "seed": seed}, run
+
+
+def _folds(knobs: Knobs) -> list[int]:
+    return list(range(knobs.folds or 1)) if knobs.fold is None else [knobs.fold]
 
 
 def _sizes(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
-    """Training-set sizes x models x inits x seeds; the smaller sets lie within the larger ones."""
+    """Training-set sizes x what `_trainings` has; the smaller sets lie within the larger ones."""
     for size in knobs.train_sizes:
         for labels, run in _trainings(replace(knobs, train_size=size)):
-            yield {"train_images": size, **labels}, run
-
-
-def _rates(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
-    """Models x inits x learning rates, of the first seed alone: the tuning. One source for all."""
-    for rate in knobs.rates:
-        for labels, run in _trainings(replace(knobs, seeds=1)):
-            yield {"lr": rate, **labels}, replace(run, optim=replace(run.optim, lr=rate))
+            yield {"train_images": size or tables.ALL, **labels}, run
 
 
 def _variants(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
@@ -141,36 +147,51 @@ def _variants(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
 
 
 def _comparisons(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
-    """One comparison a model, of all its networks."""
+    """One comparison a model and rate, of all its networks on one fold: pairs share their training
+    images."""
     chosen: dict = {n: getattr(knobs, n) for n in ("images", "positions", "neurons")}
-    for model in knobs.models:
+    for model, rate in itertools.product(knobs.models, knobs.rates or [None]):
         nets = tuple(
-            _run(knobs, knobs.target, model, init, seed)
+            _run(knobs, knobs.target, model, init, knobs.fold or 0, seed, rate)
             for init in knobs.inits
             for seed in range(knobs.seeds)
         )
-        yield {"model": model}, config.Comparison(runs=nets, **chosen)
+        asked = {"lr": rate} if rate else {}
+        yield {"model": model, **asked}, config.Comparison(runs=nets, **chosen)
 
 
 def _tasks(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
-    """Models x targets x seeds from random init (data)."""
-    for model in knobs.models:
-        for target in knobs.targets or [knobs.target]:
-            for seed in range(knobs.seeds):
-                run = _run(knobs, target, model, "random", seed)
-                yield {"model": model, "target": target, "seed": seed}, run
+    """Models x targets x folds x seeds from random init (data)."""
+    for model, target in itertools.product(knobs.models, knobs.targets or [knobs.target]):
+        for fold, seed in itertools.product(_folds(knobs), range(knobs.seeds)):
+            run = _run(knobs, target, model, "random", fold, seed)
+            yield {"model": model, "target": target, "fold": fold, "seed": seed}, run
 
 
-def _run(knobs: Knobs, target: str, model: str, init: str, seed: int) -> config.Run:
+def _run(
+    knobs: Knobs,
+    target: str,
+    model: str,
+    init: str,
+    fold: int,
+    seed: int,
+    rate: float | None = None,
+) -> config.Run:
     images = config.Data(
         name=data.resolve(target),
         size=knobs.image_size,
         train=knobs.train_size,
         valid=knobs.valid_size,
         test=knobs.test_size,
+        folds=knobs.folds,
+        fold=fold,
     )
     start = config.Init(name=init, source=None if init == "random" else _source(knobs, model))
-    optim = _optim(knobs, knobs.steps, _rate(knobs, model, init))
+    optim = replace(
+        _optim(knobs, knobs.steps, rate or _rate(knobs, model, init)),
+        evaluate_at=tuple(knobs.evaluate_at),
+        augmentation=knobs.augmentation,
+    )
     return config.Run(data=images, model=model, init=start, optim=optim, seed=seed)
 
 
@@ -182,19 +203,22 @@ def _rate(knobs: Knobs, model: str, init: str) -> float:
 
 
 def _source(knobs: Knobs, model: str) -> config.Run | str:
-    """Named pretrained weights where the study has them for a model, else a run on `source`."""
+    """Named pretrained weights where the study has them for a model, else a run on `source`, with
+    all the augmentation that there is: pretrained weights should be as good as can be had."""
     model = config.STARTS_FROM.get(model, model)
     if model in knobs.weights:
         return knobs.weights[model]
-    held_out = min(2000, max(100, knobs.source_size // 10))
+    name, drawn = data.resolve(knobs.source), knobs.source in data.SYNTHETIC
+    held_out = min(2000, max(100, (knobs.source_size or 0) // 10)) if drawn else None
     images = config.Data(
-        name=data.resolve(knobs.source),
+        name=name,
         size=knobs.source_image_size or knobs.image_size,
         train=knobs.source_size,
         valid=held_out,
         test=held_out,
     )
     optim = _optim(knobs, knobs.source_steps, knobs.lr)
+    optim = replace(optim, augmentation="mirror and crops")
     return config.Run(data=images, model=model, init=config.Init(), optim=optim, seed=SOURCE_SEED)
 
 
@@ -222,9 +246,7 @@ def collect(chapter: str, **parameters) -> xr.Dataset:
     knobs = _knobs(parameters)
     labelled = _labelled(chapter, knobs)
     study, specs = knobs.study, [spec for _, spec in labelled]
-    if not _all_recorded(study, specs) and _is_first_edition(study, chapter, specs):
-        return store.open(study, chapter)
-    if not _all_recorded(study, specs):
+    if not all_recorded(study, specs):
         schedule.compute(specs, study)
     names = records.recorded(study, specs)
     lost = [spec.key for spec in specs if spec.key not in names]
@@ -273,30 +295,15 @@ def _kept(study: str, chapter: str, attrs: dict[str, str]) -> xr.Dataset | None:
     return found if attrs.items() <= found.attrs.items() else None
 
 
-def is_collected(study: str, chapter: str, specs: list[Spec]) -> bool:
-    """Whether a chapter can be shown without computing: all these have records, or were collected
-    in the first edition; so it is where none is needed."""
-    return _all_recorded(study, specs) or _is_first_edition(study, chapter, specs)
-
-
-def _all_recorded(study: str, specs: list[Spec]) -> bool:
+def all_recorded(study: str, specs: list[Spec]) -> bool:
+    """Whether these can be shown without computing; so it is where none is needed."""
     names = records.recorded(study, specs)
     return all(spec.key in names for spec in specs)
 
 
-def _is_first_edition(study: str, chapter: str, specs: list[Spec]) -> bool:
-    """Whether what was collected in the first edition is of these very runs, by the keys that they
-    had then."""
-    try:
-        runs = json.loads(store.first_edition(study, chapter).attrs["runs"])
-    except (FileNotFoundError, store.Damaged):
-        return False
-    return [run["key"] for run in runs] == [config.key(s, config.FIRST_EDITION) for s in specs]
-
-
 def fingerprint(study: str, chapter: str, specs: list[Spec]) -> str:
     """What a page of these results depends on: it changes when they do."""
-    if specs and _all_recorded(study, specs):
+    if specs and all_recorded(study, specs):
         return records.vouched(study, records.recorded(study, specs).values())
     try:
         return store.checksum(store.open(study, chapter))
@@ -317,7 +324,7 @@ def _result(study: str, called: str) -> xr.Dataset:
 
 
 def _facts(labels: Labels, spec: Spec, result: xr.Dataset) -> dict:
-    names = ("status", "reason", "device", "precision", "commit", "torch", "seconds", "best_step")
+    names = ("status", "reason", "device", "precision", "commit", "torch", "seconds")
     rate = {"lr": spec.optim.lr} if isinstance(spec, config.Run) else {}
     found = {n: result.attrs[n] for n in (*names, "lossy") if n in result.attrs}
     return {"key": spec.key, **labels, **rate, **found}
@@ -332,7 +339,7 @@ class Chapter(NamedTuple):
 
 CHAPTERS = {
     "data": Chapter(_tasks, tables.data_table),
-    "tuning": Chapter(_rates, tables.run_table),
+    "tuning": Chapter(_trainings, tables.run_table),
     "performance": Chapter(_trainings, tables.performance_table),
     "small_data": Chapter(_sizes, tables.scored_table),
     "representations": Chapter(_comparisons, tables.final_table),

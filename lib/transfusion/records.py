@@ -176,7 +176,8 @@ def repetition(spec: config.Spec) -> tuple:
     which is of several repetitions, is by itself."""
     if isinstance(spec, config.Comparison):
         return (spec.key,)
-    return spec.data.name, spec.data.size, spec.data.seed, spec.seed
+    of = spec.data
+    return of.name, of.size, of.seed, of.folds, of.fold, spec.seed
 
 
 def _repetitions(specs: Iterable[config.Spec]) -> dict[tuple, list[config.Spec]]:
@@ -203,8 +204,8 @@ def _told_repetition(facts: dict[str, Any]) -> tuple:
     """`repetition`, of what a record says."""
     if facts["kind"] == "Comparison":
         return (facts["key"],)
-    data = facts["spec"]["data"]
-    return data["name"], data["size"], data["seed"], facts["spec"]["seed"]
+    names = ("name", "size", "seed", "folds", "fold")
+    return *(facts["spec"]["data"][name] for name in names), facts["spec"]["seed"]
 
 
 def vouched(study: str, names: Iterable[str]) -> str:

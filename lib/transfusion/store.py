@@ -429,30 +429,17 @@ def results_path(study: str, chapter: str) -> Path:
     return root() / "collected" / study / f"{chapter}.zarr"
 
 
-def first_edition_path(study: str, chapter: str) -> Path:
-    """Where results lie that were collected before runs left records: they cannot be told from
-    scores any more, and are never mixed with those that can."""
-    return root() / "first_edition" / study / f"{chapter}.zarr"
-
-
 def records_folder(study: str) -> Path:
     """Where the records of a study's runs lie, in git (module `records`)."""
     return root() / "results" / study
 
 
 def open(study: str, chapter: str) -> xr.Dataset:
-    """The collected results of one chapter of one study (dims as in data_cache/README.md), those
-    of the first edition where there are no newer ones.
+    """The collected results of one chapter of one study (dims as in data_cache/README.md).
 
     Raises FileNotFoundError if they were never collected, Damaged if they are not whole.
     """
-    path = results_path(study, chapter)
-    return read_zarr(path) if path.exists() else first_edition(study, chapter)
-
-
-def first_edition(study: str, chapter: str) -> xr.Dataset:
-    """Results that were collected before runs left records; raises as `open`."""
-    return read_zarr(first_edition_path(study, chapter))
+    return read_zarr(results_path(study, chapter))
 
 
 def save(study: str, chapter: str, dataset: xr.Dataset) -> None:

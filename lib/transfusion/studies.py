@@ -97,7 +97,7 @@ def specs(study: str, chapter: str) -> list[Spec]:
 
 def is_collected(study: str, chapter: str) -> bool:
     """Whether a chapter can be rendered without any run."""
-    return experiments.is_collected(study, chapter, specs(study, chapter))
+    return experiments.all_recorded(study, specs(study, chapter))
 
 
 def results(study: str, chapter: str) -> xr.Dataset:

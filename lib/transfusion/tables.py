@@ -11,6 +11,7 @@ import xarray as xr
 from transfusion import config, filters, metrics
 
 Labels = dict[str, str | int | float]
+ALL = 0  # as a number of training images: all that a fold has
 Results = list[tuple[Labels, config.Spec, xr.Dataset]]
 
 

@@ -30,6 +30,7 @@ EVALUATION_BATCH = int(os.environ.get("TRANSFUSION_EVALUATION_BATCH", 256))
 # Of more classes, as a pretraining has, AUC and accuracies are kept and no scores: those of 200
 # classes on 4,000 images would be larger than all that a study keeps.
 SCORED = 20
+SHIFT = 1 / 8  # of an image's side: the four of 32 pixels that are usual with small images
 FILTERS = 1 << 16  # weights of a first layer that is kept; the 16x16 patches of a ViT are not
 Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and target
 Tell = Callable[[int, float], bool]  # hears step and seconds, and says whether to go on
@@ -46,12 +47,9 @@ class Stopped(RuntimeError):
 
 @dataclass
 class Progress:
-    """What a checkpoint holds beside weights and optimizer: the curve so far and its best point."""
+    """What a checkpoint holds beside weights and optimizer: how far it came, and the curve."""
 
     step: int = 0
-    best_auc: float = -math.inf
-    best_step: int = 0
-    best: dict[str, Tensor] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -60,9 +58,10 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def seeds(seed: int) -> dict[str, int]:
-    """Separate seeds for the weights, the redrawn weights, the data order and the augmentation."""
-    children = np.random.SeedSequence(seed).spawn(4)
+def seeds(run: config.Run) -> dict[str, int]:
+    """Separate seeds for the weights, the redrawn weights, the data order and the augmentation: of
+    each fold others, or its chances would be those of all."""
+    children = np.random.SeedSequence([run.seed, run.data.fold]).spawn(4)
     names = ("build", "init", "order", "augment")
     return {n: int(c.generate_state(1)[0]) for n, c in zip(names, children, strict=True)}
 
@@ -78,7 +77,7 @@ def fit(
     """The learning curve and scores of a run: read from the cache, resumed, or trained.
 
     Returns a Dataset of auc, auc_se and loss (step): on validation images, its standard error
-    clustered by patient, and on training images; and, at the checkpoint best on validation,
+    clustered by patient, and on training images; and, after the last step,
     `valid_logit` and `test_logit` (image, output) as `metrics.logits` has them, with target and
     patient, and what `metrics.scored` reads off them (test_auc, test_score, ...). `first_before`
     and `first_after` are the filters of the first layer.
@@ -129,7 +128,7 @@ def network(run: config.Run, *, trained: bool) -> nn.Module:
 
     Raises FileNotFoundError where a trained one is asked for and its weights are not there.
     """
-    seed = seeds(run.seed)
+    seed = seeds(run)
     net = models.build(run.model, outputs=_outputs(run.data), seed=seed["build"])
     if not trained:
         inits.apply(run.init.name, net, source=source_state(run.init), seed=seed["init"])
@@ -204,9 +203,8 @@ def _fit(
     except NotFinite as error:
         log.warning("failed: %s", error)
         return _keep(run, progress, xr.Dataset(), "failed", **facts, reason=str(error))
-    net.load_state_dict(progress.best)
     if parallel.first():
-        store.save_weights(run.key, progress.best, save_file)
+        store.save_weights(run.key, _copy(net), save_file)
     kept = _tested(net, images, precision).assign(_filters(before, _first_filters(net)))
     return _keep(run, progress, kept, "done", **facts, **stepped)
 
@@ -260,7 +258,8 @@ def _train(
     loss_of, losses = LOSSES[images.attrs["task"]], []
 
     def take(rows: Tensor) -> Tensor:
-        return update(net, adam, pixels[rows], target[rows], loss_of, precision)
+        batch = augment(pixels[rows], run.optim.augmentation)
+        return update(net, adam, batch, target[rows], loss_of, precision)
 
     start = saved = time.perf_counter()
     net.train()
@@ -303,7 +302,7 @@ def update(
     precision: str,
 ) -> Tensor:
     """One step on a batch of images (N, 3, H, W) uint8; the loss before it, left on the device."""
-    pixels, target = parallel.share(augment(pixels)), parallel.share(target)
+    pixels, target = parallel.share(pixels), parallel.share(target)
     with autocast(precision):
         loss = parallel.weighted(loss_of(net(models.normalise(pixels)), target), target)
     loss.backward()
@@ -321,7 +320,7 @@ def _evaluate(
     losses: Tensor,
     progress: Progress,
 ) -> None:
-    """Add a point to the curve and keep the weights if it is the best; raises NotFinite."""
+    """Add a point to the curve; raises NotFinite."""
     loss = float(parallel.total(losses.mean())) / parallel.size()
     if not math.isfinite(loss):
         lr = learning_rate(run.optim, progress.step - 1)
@@ -329,8 +328,6 @@ def _evaluate(
     auc, error = _auc(valid, scores(net, valid, precision))
     point = {"step": progress.step, "auc": auc, "auc_se": error, "loss": loss}
     progress.curve.append(point)
-    if auc > progress.best_auc or not progress.best:
-        progress.best_auc, progress.best_step, progress.best = auc, progress.step, _copy(net)
     log.info(
         "step %d of %d: loss %.4f, validation AUC %.4f", progress.step, run.optim.steps, loss, auc
     )
@@ -366,10 +363,26 @@ def batches(images: xr.Dataset, size: int = EVALUATION_BATCH) -> Iterator[Tensor
         yield part.to(device(), memory_format=torch.channels_last)
 
 
-def augment(pixels: Tensor) -> Tensor:
-    """Mirror each image left-right with probability 1/2 (torchvision's v2 decides once a batch)."""
+def augment(pixels: Tensor, how: config.Augmentation) -> Tensor:
+    """Mirror each image (N, 3, H, W) left-right with probability 1/2 and, with crops, move it by up
+    to SHIFT of its sides, what comes in at the rim being mirrored (torchvision's v2 decides once a
+    batch)."""
     mirrored = torch.rand(len(pixels), device=pixels.device) < 0.5
-    return torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(3), pixels)
+    if how == "mirror":
+        return torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(3), pixels)
+    rows, columns = (_moved(len(pixels), side, pixels.device) for side in pixels.shape[2:])
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    each = torch.arange(len(pixels), device=pixels.device)[:, None, None]
+    # Indices on both sides of a slice put it last: (N, H, W, 3), which is channels_last already.
+    return pixels[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _moved(count: int, side: int, device: torch.device) -> Tensor:
+    """Which row each row (count, side) of moved images shows."""
+    most = int(SHIFT * side)
+    shift = torch.randint(-most, most + 1, (count, 1), device=device)
+    place = (torch.arange(side, device=device) + shift).abs()
+    return (side - 1) - ((side - 1) - place).abs()
 
 
 def learning_rate(optim: config.Optim, step: int) -> float:
@@ -408,16 +421,17 @@ def _rows(run: config.Run, images: int, step: int) -> Tensor:
     """The batch of a step: a fresh permutation each epoch, an incomplete last batch dropped."""
     per_epoch = max(1, images // run.optim.batch)
     epoch, place = divmod(step, per_epoch)
-    order = np.random.default_rng([seeds(run.seed)["order"], epoch]).permutation(images)
+    order = np.random.default_rng([seeds(run)["order"], epoch]).permutation(images)
     return torch.from_numpy(order[place * run.optim.batch : (place + 1) * run.optim.batch])
 
 
 def _step_seed(run: config.Run, step: int) -> int:
-    return int(np.random.SeedSequence([seeds(run.seed)["augment"], step]).generate_state(1)[0])
+    return int(np.random.SeedSequence([seeds(run)["augment"], step]).generate_state(1)[0])
 
 
 def _evaluation_steps(optim: config.Optim) -> set[int]:
-    return set(np.linspace(0, optim.steps, optim.evaluations + 1).round().astype(int)[1:].tolist())
+    evenly = np.linspace(0, optim.steps, optim.evaluations + 1).round().astype(int)[1:]
+    return {*evenly.tolist(), *optim.evaluate_at}
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -498,7 +512,7 @@ def _keep(
     curve = xr.Dataset(
         {n: ("step", np.array(v, np.float32)) for n, v in columns.items()}, {"step": step}
     )
-    result = curve.merge(tested).assign_attrs(attrs | {"best_step": progress.best_step})
+    result = curve.merge(tested).assign_attrs(attrs)
     if parallel.first():
         result = store.finish(run, result, status=status, seconds=progress.seconds)
         _checkpoint(run).unlink(missing_ok=True)
