@@ -10,8 +10,8 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: book zip test test-all check links install study bench lab clean
 
 book: install
-	$(BIN)/transfusion run retina --collected
-	$(BIN)/transfusion run cxr --collected
+	$(BIN)/transfusion run cells --collected
+	$(BIN)/transfusion run chest --collected
 	$(BIN)/transfusion run quick
 	$(BIN)/transfusion book
 

@@ -31,6 +31,7 @@ rule all:
 
 # Nothing but the small done-file is declared: Snakemake deletes what is before it tries again.
 rule group:
+    priority: 1  # pages last: they tell of all results
     input:
         lambda w: expand(DONE, study=w.study, group=studies.groups(w.study)[w.group].needs),
     output:

@@ -138,11 +138,10 @@ def environment(tmp_path_factory):
 
 def link_tracked(cache):
     """Let a cache see the results in git, which some pages show whatever their study."""
-    for kept in ("results", "first_edition"):
-        (cache / kept).mkdir(parents=True)
-        for folder in (ROOT / "data_cache" / kept).glob("[a-z]*/"):
-            if folder.name not in ("smoke", "quick"):
-                (cache / kept / folder.name).symlink_to(folder)
+    (cache / "results").mkdir(parents=True)
+    for folder in (ROOT / "data_cache/results").glob("[a-z]*/"):
+        if folder.name not in ("smoke", "quick"):
+            (cache / "results" / folder.name).symlink_to(folder)
 
 
 def transfusion(environment, *arguments):

@@ -1,7 +1,7 @@
 """Made-up collected results of each chapter, with a dial for what is true of them.
 
-Noise is drawn anew for each seed, and of mean 0 over them, so that what is found is what is true;
-an arm that is not named was never run.
+Noise is drawn anew for each run, and of mean 0 over an arm's, so that what is found is what is
+true; an arm that is not named was never run. All networks have learned, but for `ignorant` ones.
 """
 
 import json
@@ -9,39 +9,76 @@ import json
 import numpy as np
 import xarray as xr
 from scipy import stats
-from transfusion import metrics
+from transfusion import effects, metrics
 
 LARGE, SMALL = "resnet50", ["cbr_tiny", "cbr_small"]
 MODELS = [*SMALL, LARGE]
-SEEDS = 6
+FOLDS, SEEDS, PATIENTS = 5, 2, 30
+RUNS = FOLDS * SEEDS
+COMPARED = 6  # networks of an init that are compared, on one fold
+BASELINE = 0.6
 
 
 # --- trained networks ------------------------------------------------------------------------
 
 
-def trained(means, noise=0.001, seeds=SEEDS, seed=0):
+def trained(means, noise=0.001, folds=FOLDS, seeds=SEEDS, seed=0):
     """Networks of {(model, init): AUC}; the same on test images and throughout the curve."""
     rng = np.random.default_rng(seed)
-    models, inits = (list(dict.fromkeys(names)) for names in zip(*means, strict=True))
-    coords = {"model": models, "init": inits, "seed": range(seeds)}
-    auc = xr.DataArray(np.full((len(models), len(inits), seeds), np.nan), coords, tuple(coords))
+    auc = _empty(means, fold=range(folds), seed=range(seeds))
     for (model, init), mean in means.items():
-        drawn = rng.normal(size=seeds)
+        drawn = rng.normal(size=(folds, seeds))
         auc.loc[model, init] = mean + noise * (drawn - drawn.mean())
-    curve = auc.expand_dims(step=[10, 20, 30], axis=-1)
-    return xr.Dataset({"test_auc": auc, "auc": curve}, attrs=PROVENANCE)
+    return tested(auc, auc.expand_dims(step=[10, 20, 30], axis=-1), noise, seed)
+
+
+def _empty(arms, **dims):
+    models, inits = (list(dict.fromkeys(names)) for names in zip(*arms, strict=True))
+    coords = {"model": models, "init": inits, **dims}
+    return xr.DataArray(np.full([len(v) for v in coords.values()], np.nan), coords, tuple(coords))
+
+
+def tested(auc, curve, error=0.001, seed=0):
+    """With what patients add to the error of each AUC, in each fold so much, and with baselines."""
+    rng, folds = np.random.default_rng([seed, 1]), auc.fold.values
+    mean = auc.mean("seed")
+    influence = (("model", "init", "fold", "patient"), _shares(rng, mean.shape, error))
+    names, dims = effects.SIMPLE, ("baseline", "fold")
+    parts = {
+        "test_auc": auc,
+        "auc": curve,
+        "influence": xr.Dataset({"influence": influence}, mean.coords)["influence"],
+        "patients": ("fold", np.full(len(folds), PATIENTS)),
+        "baseline_auc": (dims, BASELINE + error * rng.normal(size=(len(names), len(folds)))),
+        "baseline_influence": ((*dims, "patient"), _shares(rng, (len(names), len(folds)), error)),
+    }
+    found = xr.Dataset(parts, {"baseline": names}, PROVENANCE)
+    return found.assign(influence=found["influence"].where(mean.notnull()))
+
+
+def _shares(rng, shape, error):
+    """So much error in all, of as many patients."""
+    drawn = rng.normal(size=(*shape, PATIENTS))
+    drawn -= drawn.mean(-1, keepdims=True)
+    return drawn * error / np.sqrt(metrics.patients_variance(drawn, PATIENTS))[..., None]
 
 
 RUN = {"key": "k", "status": "done", "device": "cpu", "seconds": 1.0, "commit": "c", "torch": "t"}
 PROVENANCE = {"runs": json.dumps([RUN]), "parameters": "{}", "train_images": 300}
 
 
-def performance(gain, noise=0.001, models=("cbr_tiny", LARGE), seed=0):
+def performance(gain, noise=0.001, models=("cbr_tiny", LARGE), seed=0, **runs):
     """Networks that gain so much from transfer."""
     means = {}
     for model, more in zip(models, np.broadcast_to(gain, len(models)), strict=True):
         means |= {(model, "random"): 0.8, (model, "transfer"): 0.8 + more}
-    return trained(means, noise, seed=seed)
+    return trained(means, noise, seed=seed, **runs)
+
+
+def keeping_up(random, transfer, noise=0.001):
+    """A small network ahead of a large one, by init."""
+    small = {("cbr_tiny", "random"): 0.8 + random, ("cbr_tiny", "transfer"): 0.8 + transfer}
+    return trained(small | {(LARGE, i): 0.8 for i in effects.BOTH}, noise)
 
 
 def sources(target, noise=0.0):
@@ -51,24 +88,38 @@ def sources(target, noise=0.0):
     return results.assign(source_auc=("model", 0.5 + 0.01 * np.arange(len(target))))
 
 
-def scores(shifts, findings=("edema",), noise=0.1, images=100, seeds=SEEDS, seed=0):
-    """What networks say of test images, (model, init, seed, finding, image), two images a patient.
+def frozen(behind, noise=0.001, seed=0):
+    """Frozen features so far behind fine-tuned ones, by model."""
+    models = list(MODELS[-len(behind) :])
+    results, rng = performance(0.0, noise, models, seed), np.random.default_rng([seed, 2])
+    shape = (len(models), 2, FOLDS)
+    values = 0.8 - np.reshape(behind, (-1, 1, 1)) + noise * rng.normal(size=shape)
+    dims = ("model", "probe", "fold")
+    parts = {"probe_auc": (dims, values)}
+    parts |= {"probe_influence": ((*dims, "patient"), _shares(rng, shape, noise))}
+    return results.assign(parts).assign_coords(probe=effects.BOTH)
+
+
+def scores(shifts, findings=("edema",), noise=0.1, images=40, seeds=SEEDS, seed=0, uneven=0.0):
+    """What networks say of test images, (model, init, fold, seed, finding, image), two a patient.
 
     {(model, init): shift of the positives' scores, one a finding}; the noise of an image is common
-    to all networks, but for `noise` of each one.
+    to all networks, but for `noise` of each one, and trainings differ by `uneven` in the shift.
     """
     rng = np.random.default_rng(seed)
-    models, inits = (list(dict.fromkeys(names)) for names in zip(*shifts, strict=True))
-    target = rng.permuted(np.tile([0, 1], (len(findings), images // 2)), axis=1)
-    shape = (len(models), len(inits), seeds, *target.shape)
-    score = np.full(shape, np.nan)
-    common = rng.normal(size=target.shape)
+    arms = _empty(shifts)
+    pattern = np.tile([0, 1], (FOLDS, len(findings), images // 2))
+    target = rng.permuted(pattern, axis=-1)
+    said = np.full((*arms.shape, FOLDS, seeds, *target.shape[1:]), np.nan)
+    common = rng.normal(size=target.shape)[:, None]
     for (model, init), shift in shifts.items():
-        means = np.reshape(shift, (-1, 1)) * target + common
-        score[models.index(model), inits.index(init)] = means + noise * rng.normal(size=shape[2:])
-    dims = ("model", "init", "seed", "finding", "image")
-    coords = {"model": models, "init": inits, "seed": range(seeds), "finding": list(findings)}
-    parts = {"score": (dims, score), "target": (dims[3:], target)}
+        place = arms.model.values.tolist().index(model), arms.init.values.tolist().index(init)
+        more = np.reshape(shift, (-1, 1)) + uneven * rng.normal(size=(FOLDS, seeds, 1, 1))
+        said[place] = more * target[:, None] + common + noise * rng.normal(size=said[place].shape)
+    dims = ("model", "init", "fold", "seed", "finding", "image")
+    coords = {name: arms[name].values for name in ("model", "init")}
+    coords |= {"fold": range(FOLDS), "seed": range(seeds), "finding": list(findings)}
+    parts = {"score": (dims, said), "target": (("fold", *dims[4:]), target)}
     return xr.Dataset(parts | {"patient": ("image", np.arange(images) // 2)}, coords)
 
 
@@ -79,81 +130,58 @@ def scored(*args, **kwargs):
 def collected(said):
     """The AUCs of scores and what they owe to the patients; of one finding as of grades."""
     target, score = said["target"].values, said["score"].values
-    auc = [_auc(t, score[..., i, :]) for i, t in enumerate(target)]
-    placed = metrics.placements(target, score)
-    # The mean over the seeds that did not fail, by arm.
-    done = np.isfinite(placed).all((-1, -2), keepdims=True)
-    with np.errstate(invalid="ignore"):
-        placed = np.sum(placed, 2, where=done) / done.sum(2)
-    rows = placed.reshape(-1, placed.shape[-1])
-    found, patients = metrics.patients_covariance(
-        np.tile(target, (len(rows) // len(target), 1)), rows, said["patient"].values
-    )
-    lost = ~np.isfinite(rows).any(1)
-    found[lost] = found[:, lost] = np.nan
-    names = ("model", "init", "finding")
-    dims = (*names, *(f"{n}_" for n in names))
-    covariance = (dims, found.reshape(2 * placed.shape[:3]))
-    finding_auc = (("finding", "model", "init", "seed"), np.stack(auc))
-    results = xr.Dataset(
-        {"covariance": covariance, "finding_auc": finding_auc, "patients": patients},
-        {n: said[n].values for n in ("model", "init", "seed", "finding")}
-        | {f"{n}_": said[n].values for n in names},
-        PROVENANCE,
-    )
-    results["test_auc"] = results["finding_auc"].mean("finding")
-    one = results.sizes["finding"] == 1
-    return (
-        results.isel(finding=0, finding_=0, drop=True).drop_vars("finding_auc") if one else results
-    )
+    placed = metrics.placements(target[:, None], score)
+    auc = np.where(target[:, None] > 0, placed, 0).sum(-1) / (target[:, None] > 0).sum(-1)
+    rows = np.broadcast_to(target[:, None], score.shape)
+    flat = [each.reshape(-1, each.shape[-1]) for each in (rows, placed)]
+    found = metrics.influence(*flat, said["patient"].values).reshape(*score.shape[:-1], -1)
+    dims = said["score"].dims
+    parts = {"finding_auc": (dims[:-1], auc), "finding_influence": ((*dims[:-1], "patient"), found)}
+    coords = {name: said[name].values for name in dims[:-1]}
+    results = xr.Dataset(parts, coords)
+    results["finding_influence"] = results["finding_influence"].mean("seed")
+    mean = results["finding_auc"].mean("finding", skipna=False)
+    others = tested(mean, mean.expand_dims(step=[10, 20, 30], axis=-1))
+    others = others.drop_vars(["influence", "baseline_influence"])
+    patients = found.shape[-1]
+    results = others.merge(results.assign(influence=results["finding_influence"].mean("finding")))
+    shape = (len(effects.SIMPLE), FOLDS, patients)
+    results["baseline_influence"] = (("baseline", "fold", "patient"), np.zeros(shape))
+    results["patients"] = ("fold", np.full(FOLDS, patients))
+    results["baseline_auc"] = results["baseline_auc"] - (BASELINE - 0.5)
+    return results.assign_attrs(PROVENANCE) if len(said.finding) > 1 else _of_grades(results)
 
 
-def _auc(target, score):
-    """The share of right orders, directly."""
-    above, below = score[..., target == 1, None], score[..., None, target == 0]
-    right = np.where(above > below, 1.0, 0.5 * (above == below))
-    return np.where(np.isnan(score).any(-1), np.nan, right.mean((-1, -2)))
+def _of_grades(results):
+    names = ["finding_auc", "finding_influence", "finding"]
+    return results.isel(finding=0, drop=True).drop_vars(names, errors="ignore")
 
 
 def stacked(parts, dim):
     """Results under several conditions: {label: results}."""
-    return xr.concat(parts.values(), dim, join="outer", coords="minimal").assign_coords(
-        {dim: list(parts)}
-    )
+    how = dict(join="outer", coords="minimal", data_vars="all", compat="override")
+    found = xr.concat(parts.values(), dim, combine_attrs="override", **how)
+    return found.assign_coords({dim: list(parts)})
 
 
-def small_data(gains, noise=0.001):
-    """{number of training images: gain of each of MODELS}."""
-    parts = {n: performance(g, noise, MODELS, seed=n) for n, g in gains.items()}
-    return stacked(parts, "train_images")
+def small_data(gains, noise=0.001, models=MODELS, seed=0):
+    """{number of training images: gain of each model}."""
+    parts = {n: performance(g, noise, models, seed=n + seed) for n, g in gains.items()}
+    return stacked(parts, "train_images").assign(patients=next(iter(parts.values())).patients)
 
 
-def frozen(behind, noise=0.001):
-    """Frozen features behind fine-tuned ones, (number of training images, model)."""
-    parts = {}
-    for size, less in zip((100, 1000), behind, strict=True):
-        means = {}
-        for model, part in zip(("cbr_tiny", LARGE), less, strict=True):
-            means |= {(model, "random"): 0.7, (model, "transfer"): 0.8}
-            means[model, "frozen:block4"] = 0.8 - part
-        parts[size] = trained(means, noise, seed=size)
-    return stacked(parts, "train_images")
-
-
-def curves(steps, final=0.9, noise=0.01):
-    """Linear rises of {model: {init: steps to the final AUC}}, each seed a little slower."""
-    step = np.arange(10, 410, 10)
-    models, inits = list(steps), list(dict.fromkeys(i for of in steps.values() for i in of))
-    coords = {"model": models, "init": inits, "seed": range(SEEDS), "step": step}
-    auc = xr.DataArray(np.full([len(v) for v in coords.values()], np.nan), coords, tuple(coords))
-    rng = np.random.default_rng(0)
-    for model, of in steps.items():
-        for init, needed in of.items():
-            drawn = rng.normal(size=(SEEDS, 1))
-            slower = np.exp(noise * (np.arange(SEEDS)[:, None] + drawn - drawn.mean()))
-            rise = np.minimum(step / (needed * slower), 1)
-            auc.loc[model, init] = 0.5 + (final - 0.5) * rise
-    return xr.Dataset({"auc": auc}, attrs=PROVENANCE)
+def curves(steps, final=0.9, noise=0.01, seed=0):
+    """Linear rises of {model: {init: steps to the final AUC}}, some a little slower."""
+    step, rng = np.arange(10, 410, 10), np.random.default_rng(seed)
+    arms = [(model, init) for model, of in steps.items() for init in of]
+    auc = _empty(arms, fold=range(FOLDS), seed=range(SEEDS), step=step)
+    for model, init in arms:
+        drawn = rng.normal(size=(FOLDS, SEEDS, 1))
+        slower = np.exp(noise * (drawn - drawn.mean()))
+        rise = np.minimum(step / (steps[model][init] * slower), 1)
+        auc.loc[model, init] = 0.5 + (final - 0.5) * rise
+    last = 0.9 + 0 * auc.isel(step=-1, drop=True)
+    return tested(last, auc)
 
 
 def two(small, large, final=0.9, noise=0.01):
@@ -161,6 +189,15 @@ def two(small, large, final=0.9, noise=0.01):
     inits = ("random", "mean_var")
     pairs = {"cbr_tiny": small, LARGE: large}
     return curves({m: dict(zip(inits, s, strict=True)) for m, s in pairs.items()}, final, noise)
+
+
+def ahead(small, large, noise=0.001):
+    """Mean Var ahead of batch norm alone, by model."""
+    means = {}
+    for model, more in (("cbr_tiny", small), (LARGE, large)):
+        means |= {(model, "random"): 0.7, (model, "batch_norm"): 0.8}
+        means[model, "mean_var"] = 0.8 + more
+    return trained(means, noise)
 
 
 def blockwise(added, suffix=0.0, noise=0.001):
@@ -177,7 +214,7 @@ def blockwise(added, suffix=0.0, noise=0.001):
 def hybrids(less=(0.0, 0.0, 0.05), gabor=(0.0, 0.0), noise=0.001):
     """Slim ResNet-50 behind full transfer, behind the full network with as many blocks, and above
     its random init; synthetic Gabors behind a pretrained first layer, by model."""
-    cut, slim = "transfusion:block2", "resnet50_slim"
+    cut, slim = effects.CUT, "resnet50_slim"
     means = {(LARGE, "transfer"): 0.9, (LARGE, cut): 0.9 - less[0] + less[1]}
     means |= {(slim, cut): 0.9 - less[0], (slim, "random"): 0.9 - less[0] - less[2]}
     for model, behind in zip(("cbr_tiny", LARGE), gabor, strict=True):
@@ -197,7 +234,7 @@ def efficiency(small):
 
 
 def robustness(gains, noise=0.001):
-    """{variant: gain of each of two models}."""
+    """{variant: gain of each of two models}; the first variant is the study's own."""
     return stacked({v: performance(g, noise, seed=i) for i, (v, g) in enumerate(gains.items())},
                    "variant")  # fmt: skip
 
@@ -205,12 +242,17 @@ def robustness(gains, noise=0.001):
 # --- compared networks -----------------------------------------------------------------------
 
 
-def networks(seeds=SEEDS):
-    return [(init, str(s)) for init in ("random", "transfer") for s in range(seeds)]
+def networks(seeds=COMPARED):
+    return [(init, str(s)) for init in effects.BOTH for s in range(seeds)]
 
 
 def couples(nets):
     return [(a, b) for n, a in enumerate(nets) for b in nets[n + 1 :]]
+
+
+def in_both_states(nets):
+    pairs = couples(nets)
+    return [((*a, when), (*b, when)) for when in ("initial", "final") for a, b in pairs]
 
 
 def compared(values, pairs, null=0.0, models=("cbr_tiny", LARGE)):
@@ -230,25 +272,34 @@ def compared(values, pairs, null=0.0, models=("cbr_tiny", LARGE)):
     square = np.zeros((2, *shape, len(blocks)))
     dataset["map"] = (("measure", "model", "block", "other"), square)
     dataset["parameters"] = ("model", [10**6 * (i + 1) for i in range(len(models))])
-    return dataset.assign_coords(other=blocks)
+    seeds = len(set(fields[1]) | set(fields[4]))
+    nets = performance(0.05, models=list(models), folds=1, seeds=seeds)
+    return dataset.assign_coords(other=blocks).merge(nets.drop_vars(["auc", "step"]))
 
 
-def similarity(gap, noise=0.002, seeds=SEEDS, own=0.0):
-    """Comparisons of random and transferred networks in two models; `own` is what a network is
-    more like all others, and noise that of a pair."""
-    rng = np.random.default_rng(0)
-    pairs = couples([(*net, "final") for net in networks(seeds)])
-    values = 0.5 + noise * rng.normal(size=(2, 2, len(pairs)))
-    mixed = [a[0] != b[0] for a, b in pairs]
-    values[..., mixed] -= np.reshape(gap, (2, 1, 1))
-    each = own * rng.normal(size=(2, 2 * seeds))
-    places = {net: i for i, net in enumerate(networks(seeds))}
-    for end in (0, 1):
-        values += each[:, [places[pair[end][:2]] for pair in pairs]][:, None]
-    return compared(values, pairs, null=0.1)
+def similarity(gap, noise=0.002, seeds=COMPARED, own=0.0, before=0.0):
+    """Comparisons of random and transferred networks, by model how much less alike these are than
+    two random ones, after and `before` training; `own` is what a network is more like all others,
+    and noise that of a pair."""
+    rng, count = np.random.default_rng(0), len(gap)
+    pairs = in_both_states(networks(seeds))
+    values = 0.5 + noise * rng.normal(size=(count, 2, len(pairs)))
+    mixed = np.array([a[0] != b[0] for a, b in pairs])
+    final = np.array([a[2] == "final" for a, _ in pairs])
+    for less, when in ((gap, final), (np.broadcast_to(before, count), ~final)):
+        values -= np.reshape(less, (-1, 1, 1)) * (mixed & when)
+    return compared(values + likings(rng, pairs, count, own), pairs, 0.1, MODELS[-count:])
 
 
-def changed(kept_random, kept_transfer, noise=0.0, seeds=SEEDS):
+def likings(rng, pairs, count, own):
+    """How much more alike a pair (model, 1, pair) is for what each network is in each state."""
+    nets = list(dict.fromkeys(net for pair in pairs for net in pair))
+    each = own * rng.normal(size=(count, len(nets)))
+    ends = [[nets.index(pair[end]) for pair in pairs] for end in (0, 1)]
+    return (each[:, ends[0]] + each[:, ends[1]])[:, None]
+
+
+def changed(kept_random, kept_transfer, noise=0.0, seeds=COMPARED):
     """Networks of four blocks before and after training: (model, block) similarities."""
     pairs = [((*net, "initial"), (*net, "final")) for net in networks(seeds)]
     values = np.empty((len(kept_random), 4, len(pairs)))
@@ -265,11 +316,7 @@ def predicted(foretold, seeds=4, neurons=60):
     """Shares of neurons that two random networks predict of each other; `foretold` (model, block)
     is how much of the state after training is that before."""
     rng = np.random.default_rng(0)
-    pairs = [
-        ((*a, state), (*b, state))
-        for state in ("initial", "final")
-        for a, b in couples(networks(seeds))
-    ]
+    pairs = in_both_states(networks(seeds))
     dataset = compared(np.full((2, 2, len(pairs)), 0.5), pairs)
     shares = rng.random((2, 2, len(pairs), neurons))
     half = len(pairs) // 2
@@ -278,44 +325,57 @@ def predicted(foretold, seeds=4, neurons=60):
     return dataset.assign(explained=(("model", "block", "pair", "neuron"), shares))
 
 
-def first_layers(moved, gabors, noise=0.01, seeds=SEEDS):
+def first_layers(moved, gabors, noise=0.01):
     """(model, init) how far filters moved, and (model, init, state) which share are Gabors; a
-    `noise` above 1/20 of a seed's filters pass as Gabors or do not."""
+    `noise` above 1/20 of a run's filters pass as Gabors or do not."""
     rng = np.random.default_rng(0)
     models = MODELS[-len(moved) :]
-    shape = (len(models), 2, seeds, 20)
-    far = np.reshape(moved, (-1, 2, 1, 1)) * (1 + noise * rng.normal(size=(*shape[:3], 1)))
-    fits = np.zeros((*shape[:3], 2, 20))
-    share = np.array(gabors, float)[:, :, None] + noise * rng.normal(size=fits.shape[:-1])
+    runs = (len(models), 2, FOLDS, SEEDS)
+    far = np.reshape(moved, (-1, 2, 1, 1, 1)) * (1 + noise * rng.normal(size=(*runs, 1)))
+    fits = np.zeros((*runs, 2, 20))
+    share = np.array(gabors, float)[:, :, None, None] + noise * rng.normal(size=(*runs, 2))
     for place, part in np.ndenumerate(share):
         fits[(*place, slice(0, max(0, round(20 * part))))] = 0.9
-    coords = {"model": models, "init": ["random", "transfer"], "seed": range(seeds)}
-    coords |= {"state": ["initial", "final"], "filter": range(20)}
+    dims = ("model", "init", "fold", "seed")
     parts = {
-        "moved": (("model", "init", "seed", "filter"), far + np.zeros(shape)),
-        "gabor": (("model", "init", "seed", "state", "filter"), fits),
-        "gabor_level": (("model", "init", "seed"), np.full(shape[:3], 0.4)),
+        "moved": ((*dims, "filter"), far + np.zeros((*runs, 20))),
+        "gabor": ((*dims, "state", "filter"), fits),
+        "gabor_level": (dims, np.full(runs, 0.4)),
         "grey": (("model", "init", "state", "filter", "y", "x"),
-                 rng.normal(size=(*shape[:2], 2, 20, 5, 5))),
+                 rng.normal(size=(*runs[:2], 2, 20, 5, 5))),
     }  # fmt: skip
-    return xr.Dataset(parts, coords)
+    results = performance(0.05, models=models).drop_vars(["auc", "step"])
+    return results.assign(parts).assign_coords(state=["initial", "final"], filter=range(20))
 
 
 # --- what becomes of them --------------------------------------------------------------------
 
 
+def ignorant(results, **labels):
+    """With the baselines above all networks or, of these labels, a test AUC of chance."""
+    if not labels:
+        return results.assign(baseline_auc=0 * results["baseline_auc"] + 0.99)
+    auc, hit = results["test_auc"], _hit(results, labels)
+    return results.assign(test_auc=auc.where(~hit | auc.isnull(), 0.5).transpose(*auc.dims))
+
+
 def failed(results, **labels):
-    """With nan for the runs of these labels."""
-    there = xr.ones_like(results.seed, dtype=bool)
+    """With nan for the runs of these labels; of all that an arm has, for what it left too."""
+    hit = _hit(results, labels)
+    own = [n for n in results.data_vars if {*hit.dims, "fold"} <= {*results[n].dims}]
+    lost = {n: results[n].where(~hit).transpose(*results[n].dims) for n in own}
+    return results.assign({n: one for n, one in lost.items() if "baseline" not in one.dims})
+
+
+def _hit(results, labels):
+    hit = xr.DataArray(True)
     for name, label in labels.items():
-        there = there & (results[name] == label) if name != "seed" else there
-    hit = there & (results.seed == labels["seed"]) if "seed" in labels else there
-    own = [n for n in results.data_vars if "seed" in results[n].dims]
-    return results.assign({n: results[n].where(~hit) for n in own})
+        hit = hit & (results[name] == label)
+    return hit
 
 
 def exchanged(results, dim, labels, rng, over="seed"):
-    """With these labels dealt anew, apart for each model and seed (or pair): what was true of one
+    """With these labels dealt anew, apart for each model and run (or pair): what was true of one
     label is true of none."""
     fixed = {"step", "image", "filter", "state", "finding", "train_images", "measure", "block"}
     names = [n for n in results.data_vars if {dim, over} <= set(results[n].dims)]
@@ -345,6 +405,22 @@ def relabelled(results, rng):
         fields = {f"init_{end}": ("pair", list(init)), f"seed_{end}": ("pair", list(seed))}
         results = results.assign_coords(fields)
     return results
+
+
+def at_rates(*results):
+    """The same arms at several equal rates."""
+    found = stacked(dict(zip((0.0003, 0.001, 0.003), results, strict=False)), "lr")
+    fixed = [n for n in ("baseline_auc", "baseline_influence", "patients") if n in found]
+    return found.assign({n: found[n].isel(lr=0, drop=True) for n in fixed})
+
+
+def taught(monkeypatch):
+    """As if all networks had learned, where something else is asked, many times."""
+
+    def every(results):
+        return {(m, i) for m in results.model.values for i in results.init.values}
+
+    monkeypatch.setattr(effects, "learned", every)
 
 
 # --- what is found ---------------------------------------------------------------------------

@@ -60,6 +60,7 @@ CUT = """() => {
     ...(page.scrollWidth > window.innerWidth ? [`page of ${page.scrollWidth} px`] : []),
   ];
 }"""
+TO_COME = 100  # words, fewer than which has only a page whose trainings are still to come
 DRAWN = """() => [...document.querySelectorAll("figure:has([data-root-id])")]
   .every((figure) => figure.querySelector(".figure-save"))"""
 AXE = """async (rules) => {
@@ -75,7 +76,7 @@ def html(request, no_torch):
     if "TRANSFUSION_BOOK" in os.environ:
         return Path(os.environ["TRANSFUSION_BOOK"]).resolve()
     smoke = request.getfixturevalue("smoke")
-    for study in ("retina", "cxr"):
+    for study in ("cells", "chest"):
         found = transfusion(smoke | no_torch, "run", study, "--collected")
         assert found.returncode == 0, found.stderr
     found = transfusion(smoke, "book", "--study", "smoke")
@@ -256,9 +257,11 @@ def test_every_answer_and_its_command_are_two_clicks_away(pages, html):
     told = pages["intro.html", 1280]["claims"]
     assert [says for says, _ in told] == [claim.says for claim in claims.CLAIMS.values()]
     for says, links in told:
-        assert links, says
+        assert links or says == claims.CLAIMS["findings"].says, "no study has them yet"
         for link in links:
             page = pages[Path(link).relative_to(html.as_uri()).as_posix(), 1280]
+            if page["words"] < TO_COME:
+                continue
             assert f"{says}." in page["verdicts"], (says, link)
             assert re.fullmatch(r"transfusion run \w+ --chapter \w+", page["again"][0]), link
 
@@ -276,9 +279,9 @@ def test_a_chapter_is_as_long_as_one_reads(pages):
     words = {
         name: page["words"]
         for (name, width), page in pages.items()
-        if Path(name).stem in experiments.CHAPTERS and width == 1280
+        if Path(name).stem in experiments.CHAPTERS and width == 1280 and page["words"] >= TO_COME
     }
-    assert len(words) > 20
+    assert len(words) >= len(experiments.CHAPTERS)
     assert {name: count for name, count in words.items() if not 300 <= count <= 700} == {}
 
 
@@ -290,16 +293,16 @@ def test_no_page_is_heavy(pages, html):
 
 def test_a_figure_is_saved_as_picture_and_as_numbers(chromium, html):
     page = chromium.new_page()
-    page.goto((html / "retina/performance.html").as_uri())
+    page.goto((html / "performance.html").as_uri())
     page.wait_for_function(DRAWN)
     kinds = {}
     for kind in ("PNG", "SVG", "CSV"):
         with page.expect_download() as waiting:
             page.get_by_role("button", name=kind).first.click()
-        assert waiting.value.suggested_filename == f"fig-performance-retina.{kind.lower()}"
+        assert waiting.value.suggested_filename == f"fig-performance.{kind.lower()}"
         kinds[kind] = waiting.value.path().read_bytes()
     assert kinds["PNG"][:4] == b"\x89PNG" and kinds["SVG"][:4] == b"<svg"
     lines = kinds["CSV"].decode().splitlines()
-    assert lines[0] == '"series","AUC (%)","row","model","seed"'
-    assert sum(line.startswith('"transfer"') for line in lines) == 4 * 4  # networks, seeds
+    assert lines[0] == '"series","AUC (%)","row","model","fold","seed"'
+    assert sum(line.startswith('"transfer"') for line in lines) == 2 * 2  # networks, seeds
     page.close()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -38,7 +39,7 @@ SMALL = {**KNOBS, "seeds": 1, "images": 40, "positions": 4, "neurons": 8}
 
 @pytest.fixture
 def study(cache, tmp_path, monkeypatch):
-    """A study of four runs and a comparison, its parameters in a folder of their own."""
+    """A study of three runs, four baselines and a comparison, in a folder of its own."""
     monkeypatch.setattr(store, "HOME", tmp_path)
     shutil.copy(ROOT / "LICENSE", tmp_path)
     folder = tmp_path / "params" / "made_up"
@@ -76,7 +77,7 @@ def called(place, out, minutes=2.0, **environment):
 
 def keys(out):
     facts = [place.header["facts"] for place in records.index(out).values()]
-    return {told["key"] for told in facts if told["kind"] in ("Run", "Comparison")}
+    return {told["key"] for told in facts if told["kind"] in records.COMPUTED}
 
 
 def collected():
@@ -92,12 +93,14 @@ def test_what_a_box_brings_home_is_what_would_have_been_computed_here(
     said = ended.communicate()[1]
     assert ended.returncode == 0, said
     entries = box.read(packed)
-    assert keys(out) == {entry.spec.key for entry in entries} and len(entries) == 4
-    assert "4 finished, 4 kept in" in said and (out / "log.txt").read_text()
+    assert keys(out) == {entry.spec.key for entry in entries} and len(entries) == 8
+    kinds = Counter(type(entry.spec).__name__ for entry in entries)
+    assert kinds == {"Run": 3, "Baseline": 4, "Comparison": 1}
+    assert "8 finished, 8 kept in" in said and (out / "log.txt").read_text()
     files = [path for path in out.rglob("*") if path.is_file()]
     assert len(files) <= 8 and max(path.stat().st_size for path in files) < 16e6
     found = box.merge([out])
-    assert len(found.added) == 4 and not found.refused and len(found.weights) == 1
+    assert len(found.added) == 8 and not found.refused and len(found.weights) == 1
     again = box.merge([out])
     assert not again.added and sorted(again.there) == sorted(found.added)
     source = next(e.spec for e in entries if e.spec.seed == experiments.SOURCE_SEED)
@@ -193,6 +196,34 @@ def test_records_of_another_study_are_not_mixed_in(packed, tmp_path):
         work.work(packed, 1.0, tmp_path / "back")
 
 
+def test_a_baseline_that_came_back_is_not_computed_again(packed, study, tmp_path, monkeypatch):
+    """A second call at the same folder, the box's own cache being gone, goes on with the rest."""
+    entries = box.read(packed)
+    done = [entry.spec for entry in entries if isinstance(entry.spec, config.Baseline)]
+    out = tmp_path / "back"
+    schedule.compute_here(done)
+    for spec in done:
+        outbox.add(out, records.made_of("made_up", spec, store.read(spec.key)))
+    monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path / "other"))
+    todo = work._unpack(packed, entries, out, print)
+    left = {key for key, task in todo.items() if not isinstance(task, config.Data)}
+    assert left == {e.spec.key for e in entries} - {spec.key for spec in done}
+
+
+def test_a_box_begins_with_the_first_repetition_of_every_fold(study, tmp_path):
+    folder = store.HOME / "params/made_up"
+    common = json.loads((folder / "common.yml").read_text()) | {"folds": 3, "seeds": 2}
+    (folder / "common.yml").write_text(json.dumps(common))
+    studies.groups.cache_clear()
+    made = pack.pack(["made_up"], tmp_path / "box", chapters=["performance"])
+    asked = [e.spec for e in made.entries if e.spec.seed != experiments.SOURCE_SEED]
+    places = [(spec.seed, spec.data.fold) for spec in asked]
+    assert places == sorted(places) and len(set(places)) == 6
+    told = {pack._named(spec).partition(" ")[2] for spec in asked}
+    assert {"baseline thumbnail fold 2", "baseline frozen cbr_tiny transfer fold 1"} < told
+    assert "cbr_tiny random fold 2 seed 1" in told
+
+
 def test_two_at_one_box_or_at_one_folder(packed, tmp_path, monkeypatch):
     with (tmp_path / "log.txt").open("a") as log, (tmp_path / "log.txt").open("a") as other:
         with work._held(log), pytest.raises(ValueError, match="another `work` writes to"):
@@ -272,7 +303,7 @@ def test_networks_of_a_comparison_are_trained_in_the_box(study, tmp_path):
     """Their weights are here, and do not travel; so a box with the comparison alone has them."""
     schedule.compute_here(studies.specs("made_up", "performance"), "made_up")
     made = pack.pack(["made_up"], tmp_path / "box", chapters=["representations"])
-    (comparison,) = studies.specs("made_up", "representations")
+    *_, comparison = studies.specs("made_up", "representations")
     assert [entry.spec for entry in made.entries] == [*comparison.runs, comparison]
     assert len(list((tmp_path / "box/sources").iterdir())) == 1
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -35,16 +37,20 @@ def test_compare_needs_trained_weights(cache, compared):
         comparison.compare(compared)
 
 
-def test_compare_refuses_mixed_models(cache, tiny_run):
-    mixed = config.Comparison(runs=(tiny_run(), tiny_run(model="cbr_small")))
-    with pytest.raises(ValueError, match="one model on one data set"):
-        comparison.compare(mixed)
+def test_compare_refuses_mixed_models_and_folds(cache, tiny_run):
+    run = tiny_run()
+    for other in (
+        tiny_run(model="cbr_small"),
+        replace(run, data=replace(run.data, folds=3, fold=1)),
+    ):
+        with pytest.raises(ValueError, match="one model on one data set"):
+            comparison.compare(config.Comparison(runs=(run, other)))
 
 
 def test_calibration_is_the_normalisation_of_training(cache):
     """With the statistics of a batch, evaluation gives what training gives on that batch."""
-    few = comparison._spread(data.prepare("fundus", size=32, n=300), 64)
-    assert len(few.image) == 64 and len(comparison._spread(few, 100).image) == 64
+    few = comparison.spread(data.prepare("fundus", size=32, n=300), 64)
+    assert len(few.image) == 64 and len(comparison.spread(few, 100).image) == 64
     pixels = models.normalise(torch.from_numpy(few["pixels"].values))
     net = models.build("cbr_tiny", outputs=5)
     with torch.no_grad():

@@ -16,6 +16,12 @@ def test_key_changes_with_every_field(tiny_run):
         replace(run, model="cbr_small"),
         replace(run, data=replace(run.data, size=48)),
         replace(run, data=replace(run.data, seed=1)),
+        replace(run, data=replace(run.data, folds=5)),
+        replace(run, data=replace(run.data, folds=5, fold=1)),
+        replace(run, data=replace(run.data, folds=4, fold=1)),
+        replace(run, data=replace(run.data, folds_seed=1)),
+        replace(run, optim=replace(run.optim, evaluate_at=(1,))),
+        replace(run, optim=replace(run.optim, augmentation="mirror and crops")),
         replace(run, optim=replace(run.optim, precision="bfloat16")),
         replace(run, optim=replace(run.optim, optimizer="sgd")),
         replace(run, init=config.Init(name="transfer", source=run)),
@@ -30,9 +36,38 @@ def test_key_is_stable(tiny_run):
 
 
 def test_a_field_that_came_later_leaves_older_keys_alone(tiny_run):
-    """The key that this run had before there was a choice of optimiser, in the first edition."""
-    assert tiny_run(optimizer="adam").key == tiny_run().key
-    assert config.key(tiny_run(), config.FIRST_EDITION) == "74219434b4df"
+    """The key that this run has had since weights are those of the last step."""
+    assert tiny_run(optimizer="adam", devices=1).key == tiny_run().key == "ef64b68581c3"
+    assert config.key(tiny_run(), 2) != tiny_run().key
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"fold": 1}, "fold 1: expected 0 to 0"),
+        ({"folds": 5, "fold": 5}, "fold 5: expected 0 to 4"),
+        ({"folds": 5, "fold": -1}, "greater than or equal to 0"),
+        ({"folds": 2}, "greater than or equal to 3"),
+    ],
+)
+def test_a_fold_is_one_of_the_folds(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        config.Data(name="fundus", size=32, **fields)
+    assert config.Data(name="fundus", size=32, folds=3, fold=2).fold == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"evaluate_at": (3, 11)}, r"evaluate_at \[11\]: expected steps up to 10"),
+        ({"evaluate_at": (0,)}, "greater than or equal to 1"),
+        ({"augmentation": "crops"}, "'mirror' or 'mirror and crops'"),
+    ],
+)
+def test_recipes_are_checked(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        config.Optim(steps=10, **fields)
+    assert config.Optim(steps=10, evaluate_at=(1, 10)).evaluate_at == (1, 10)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +89,12 @@ def test_names_of_inits_are_checked(name, message):
 
 def test_dump_and_load_are_inverse(tiny_run):
     transferred = tiny_run(init=config.Init(name="transfer", source=tiny_run()))
-    for spec in (transferred, config.Comparison(runs=(tiny_run(), transferred))):
+    transferred = replace(transferred, data=replace(transferred.data, folds=5, fold=2))
+    probe = config.Baseline(
+        data=transferred.data, features="frozen", model="cbr_tiny", init=transferred.init
+    )
+    late = tiny_run(evaluate_at=(1, 2), augmentation="mirror and crops")
+    for spec in (transferred, config.Comparison(runs=(tiny_run(), transferred)), probe, late):
         assert config.load(config.dump(spec)) == spec
         assert config.load(config.dump(spec)).key == spec.key
 

@@ -1,20 +1,26 @@
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 from transfusion import effects, metrics, representations
 
 from . import made_up
 from .made_up import (
+    BASELINE,
+    FOLDS,
     LARGE,
+    RUNS,
     SEEDS,
     at_most_one_in_twenty,
     ends,
     failed,
     first_layers,
+    ignorant,
     performance,
-    predicted,
     trained,
 )
 
@@ -27,6 +33,11 @@ SHIFTS = {
 }
 
 
+@pytest.fixture
+def all_learned(monkeypatch):
+    made_up.taught(monkeypatch)
+
+
 def said(findings=FINDINGS, **how):
     return made_up.scores({m: [s] * len(findings) for m, s in SHIFTS.items()}, findings, **how)
 
@@ -35,7 +46,7 @@ def films(findings=FINDINGS, **how):
     return made_up.collected(said(findings, **how))
 
 
-def many_sizes(said):
+def sizes(said):
     """After training on more images random init does better; the test images are the same."""
     parts = {}
     for i, n in enumerate((100, 200, 400)):
@@ -45,135 +56,170 @@ def many_sizes(said):
     return made_up.stacked(parts, "train_images").assign(patients=parts[100].patients)
 
 
-def sizes(**how):
-    return many_sizes(said(FINDINGS[:2], **how))
+def decided(effect):
+    """Verdict and p of each row as if all its networks had learned."""
+    return effects.table(effect._replace(testable=set(effect.rows)))
 
 
-# --- differences in test AUC -----------------------------------------------------------------
+# --- sums of arms ----------------------------------------------------------------------------
 
 
 def test_gains_are_paired_differences_in_points():
-    results = performance([0.02, -0.03])
-    table = effects.gains(results)
-    by_hand = 100 * (results.test_auc[:, 1] - results.test_auc[:, 0]).mean("seed")
+    results = performance([0.02, -0.03], noise=0.01)
+    table = effects.table(effects.gains(results))
+    by_hand = 100 * (results.test_auc[:, 1] - results.test_auc[:, 0]).mean(["fold", "seed"])
     np.testing.assert_allclose(table["gain"], by_hand)
-    assert (table["n"] == SEEDS).all()
-    np.testing.assert_allclose(table["transfer"] - table["random"], table["gain"])
+    assert (table["n"] == RUNS).all() and (table["patients"] == FOLDS * made_up.PATIENTS).all()
+    assert effects.contrast(effects.gains(results)).mean == pytest.approx(float(by_hand.mean()))
 
 
-def test_without_scores_the_interval_is_the_paired_one_of_t():
-    results = performance([0.02, -0.03], noise=0.02)
-    for model, row in effects.gains(results).iterrows():
-        random, transfer = (100 * results.test_auc.sel(model=model, init=i) for i in effects.BOTH)
-        expected = stats.ttest_rel(transfer, random).confidence_interval()
-        assert ends(row) == pytest.approx(tuple(expected))
+def test_the_contrast_of_scores_is_that_of_sklearns_aucs():
+    images = said(("edema",))
+    target, score = images["target"].isel(finding=0).values, images["score"].isel(finding=0)
+    auc = np.empty(score.shape[:-1])
+    for place in np.ndindex(auc.shape):
+        auc[place] = roc_auc_score(target[place[2]], score.values[place])
+    gain = 100 * (auc[:, 1] - auc[:, 0]).mean((1, 2))
+    effect = effects.gains(made_up.collected(images))
+    np.testing.assert_allclose(effects.table(effect)["gain"], gain)
+    assert effects.contrast(effect).mean == pytest.approx(gain.mean())
 
 
-def with_patients_and_without(effect, results):
-    with_, without = effect(results), effect(results.drop_vars("covariance"))
-    return with_["high"] - with_["low"], without["high"] - without["low"]
+def within(values):
+    """Variance of a mean (fold, repetition) that the repetitions show."""
+    folds, repeated = values.shape
+    squares = ((values - values.mean(1, keepdims=True)) ** 2).sum()
+    return squares / (folds * (repeated - 1)) / values.size
 
 
-@pytest.mark.parametrize("noise", [0.001, 0.1, 1.0])
-def test_other_patients_never_make_an_interval_narrower(noise):
-    results, many = films(noise=noise, images=60), sizes(noise=noise, images=60)
-    for effect in (effects.gains, effects.keeping_up):
-        wide, narrow = with_patients_and_without(effect, results)
-        assert (wide > narrow).all()
-    for effect in (effects.interactions, effects.slopes, effects.gains_by_size):
-        wide, narrow = with_patients_and_without(effect, many)
-        assert (wide > narrow).all()
+@pytest.fixture(scope="module")
+def left_out():
+    """Results of all patients, and without each; every fold lacks one of its own."""
+    images = said(FINDINGS[:2], images=40)
+    patients = np.unique(images.patient)
+    kept = [images.patient.values != p for p in (-1, *patients)]
+    return [sizes(images.isel(image=each)) for each in kept]
 
 
-OF_ONE_SIZE = [
-    (effects.gains, "gain"),
-    (effects.keeping_up, "difference"),
-    (effects.finding_gains, "gain"),
-    (effects.mean_finding_gains, "gain"),
-    (effects.interactions, "difference"),
-]
-OF_FINDINGS = (effects.finding_gains, effects.mean_finding_gains)
+def first_size(measure):
+    return lambda results: measure(results.isel(train_images=0))
 
 
-def as_collected(effect, said):
-    results = made_up.collected(said)
-    return results.expand_dims(train_images=[100]) if effect is effects.interactions else results
+def probed(results):
+    """With a regression on frozen features, which says what a random network does."""
+    names = {"test_auc": "probe_auc", "influence": "probe_influence"}
+    frozen = results[list(names)].sel(init="random", drop=True).mean("seed").rename(names)
+    return effects.fine_tuning(results.merge(frozen.expand_dims(probe=["transfer"])))
 
 
-@pytest.mark.parametrize(("effect", "name"), OF_ONE_SIZE)
-def test_the_error_over_patients_is_that_of_the_effect_itself(effect, name):
-    """That which leaving out one patient at a time gives (two images each)."""
-    images = said(images=60, seeds=2)
-    table = effect(as_collected(effect, images))
-    left_out = [
-        effect(as_collected(effect, images.isel(image=(images.patient != p).values)))[name]
-        for p in np.unique(images.patient)
-    ]
-    values = np.array([part[table.index] for part in left_out])
-    jackknife = (len(values) - 1) * values.var(0)
-    found = [effects.as_interval(row, name).se ** 2 for _, row in table.iterrows()]
-    np.testing.assert_allclose(found - table["sd"] ** 2 / table["n"], jackknife, rtol=0.15)
+MEASURES = {
+    "gains": first_size(effects.gains),
+    "keeping up": first_size(effects.keeping_up),
+    "findings": first_size(effects.findings),
+    "fine tuning": first_size(probed),
+    "little data": effects.little_data,
+    "shrinking": effects.shrinking,
+}
 
 
-def test_the_slopes_error_over_patients_is_at_least_its_own():
-    """Sizes count as if their patients were others, as no covariance of sizes is kept."""
-    images = said(FINDINGS[:2], images=40, seeds=2)
-    table = effects.slopes(many_sizes(images))
-    left_out = [
-        effects.slopes(many_sizes(images.isel(image=(images.patient != p).values)))["slope"]
-        for p in np.unique(images.patient)
-    ]
-    jackknife = (len(left_out) - 1) * np.array(left_out).var(0)
-    found = [effects.as_interval(row, "slope").se ** 2 for _, row in table.iterrows()]
-    assert (found - table["sd"] ** 2 / table["n"] > jackknife).all()
+@pytest.mark.parametrize("name", MEASURES)
+def test_patients_part_is_what_leaving_each_out_gives(name, left_out, all_learned):
+    """Of the very contrast, whatever arms, findings and numbers of images it is a sum of."""
+    all_, *lost = [effects.mean(MEASURES[name](r).rows.values()) for r in left_out]
+    found, patients = effects.combined(all_), len(lost)
+    spread = np.var([effects._summed(arms)[0].mean(1) for arms in lost], axis=0)
+    expected = (patients - 1) * spread.sum() / FOLDS**2
+    assert found.se**2 - within(effects._summed(all_)[0]) == pytest.approx(expected, rel=0.15)
+    assert found.patients == FOLDS * patients
 
 
-@pytest.mark.parametrize(("effect", "name"), OF_ONE_SIZE)
+def test_with_one_training_a_fold_the_excess_between_folds_is_that_of_training():
+    """And the degrees of freedom are those of Welch and Satterthwaite."""
+    results = made_up.scored({m: [s] for m, s in SHIFTS.items()}, seeds=1, uneven=0.5, images=60)
+    arms = effects.gain(results, LARGE)
+    auc, influence = (100 * results[n].sel(model=LARGE) for n in ("test_auc", "influence"))
+    gains = (auc.sel(init="transfer") - auc.sel(init="random")).values[:, 0]
+    parts = (influence.sel(init="transfer") - influence.sel(init="random")).values
+    patients = parts.shape[1]
+    shared = (parts**2).sum(1).mean() * patients / (patients - 1) / FOLDS
+    between = gains.var(ddof=1) / FOLDS
+    assert between > shared
+    found = effects.combined(arms)
+    assert found.mean == pytest.approx(gains.mean()) and found.se**2 == pytest.approx(between)
+    equal = (parts**2).sum() ** 2 / (parts**4).sum()
+    freedom = between**2 / (shared**2 / equal + between**2 / (FOLDS - 1))
+    assert found.df == pytest.approx(freedom)
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(between)
+    assert ends(found._asdict()) == pytest.approx((gains.mean() - half, gains.mean() + half))
+
+
+def test_folds_that_agree_more_than_their_patients_leave_the_patients_part():
+    results = performance([0.02, 0.02], noise=0.01, seeds=1)
+    results["test_auc"] = results["test_auc"].mean("fold") + 0 * results["test_auc"]
+    found = effects.combined(effects.gain(results, LARGE))
+    # Two independent arms, of an error of a point in each of five folds.
+    parts = 100 * results["influence"].sel(model=LARGE)
+    total = metrics.patients_variance((parts[1] - parts[0]).values, made_up.PATIENTS)
+    assert found.se**2 == pytest.approx(total.mean() / FOLDS) and found.mean == pytest.approx(2)
+
+
+def test_without_scores_the_interval_is_students_over_folds():
+    results = performance([0.02, -0.03], noise=0.02).drop_vars("influence")
+    for model, row in decided(effects.gains(results)).iterrows():
+        auc = 100 * results.test_auc.sel(model=model).mean("seed")
+        gains = auc.sel(init="transfer") - auc.sel(init="random")
+        found = stats.ttest_1samp(gains, 0)
+        assert ends(row) == pytest.approx(tuple(found.confidence_interval()))
+        assert effects.above(effects.as_interval(row, "gain")).p == pytest.approx(found.pvalue)
+
+
+def test_on_one_fold_it_is_students_over_repetitions():
+    results = performance(0.02, noise=0.02, folds=1, seeds=5).drop_vars("influence")
+    row = decided(effects.gains(results)).loc[LARGE]
+    random, transfer = (
+        100 * results.test_auc.sel(model=LARGE, init=i).values.ravel() for i in effects.BOTH
+    )
+    expected = stats.ttest_rel(transfer, random).confidence_interval()
+    assert ends(row) == pytest.approx(tuple(expected))
+
+
 @pytest.mark.parametrize("init", effects.BOTH)
-def test_a_seed_with_a_failed_run_counts_in_no_pair(effect, name, init):
-    images = said(images=60, seeds=4)
-    left = effect(as_collected(effect, failed(images, model=LARGE, init=init, seed=1)))
-    expected = effect(as_collected(effect, images.drop_sel(seed=1)))
-    lost = left["n"] == 3
-    assert lost.any() and lost.all() == (effect in (effects.interactions, OF_FINDINGS[1]))
-    exact = [name, "sd", "n"]
-    pd.testing.assert_frame_equal(left.loc[lost, exact], expected.loc[lost, exact])
-    # The patients' part is of all seeds that an arm has.
-    se = [
-        [effects.as_interval(row, name).se for _, row in t[lost].iterrows()]
-        for t in (left, expected)
-    ]
-    np.testing.assert_allclose(*se, rtol=0.1)
+def test_a_failed_run_counts_in_no_pair(init):
+    images = said(("edema",), seeds=3)
+    results = made_up.collected(images)
+    lost = failed(results, model=LARGE, init=init, fold=1, seed=2)
+    table, whole = (decided(effects.gains(r)) for r in (lost, results))
+    pd.testing.assert_series_equal(table.loc["cbr_tiny"], whole.loc["cbr_tiny"])
+    gains = 100 * results.test_auc.sel(model=LARGE).diff("init").isel(init=0)
+    there = (gains.fold != 1) | (gains.seed != 2)
+    means = gains.where(there).mean("seed")
+    assert table.loc[LARGE, "n"] == 3 * FOLDS - 1
+    assert table.loc[LARGE, "gain"] == pytest.approx(float(means.mean()))
 
 
-def test_an_arm_without_scores_is_compared_over_seeds_alone():
-    results = films()
-    plain = effects.gains(results.drop_vars("covariance"))
-    none = results["covariance"].where(results.init != "transfer")
-    pd.testing.assert_frame_equal(effects.gains(results.assign(covariance=none)), plain)
+def test_a_fold_in_which_an_arm_never_ended_is_left_out():
+    results = performance([0.02, 0.03], noise=0.01)
+    lost = failed(results, model=LARGE, init="random", fold=3)
+    table = decided(effects.gains(lost))
+    left = decided(effects.gains(results.sel(fold=results.fold != 3)))
+    pd.testing.assert_series_equal(table.loc[LARGE], left.loc[LARGE])
+    assert table["n"].to_dict() == {"cbr_tiny": RUNS, LARGE: RUNS - SEEDS}
 
 
 def test_too_few_patients_decide_nothing():
-    images = said(noise=0, images=4)
+    images = said(("edema",), noise=0, images=4)
     images["target"][:] = [0, 0, 0, 1]
-    table = effects.gains(made_up.collected(images))
+    table = decided(effects.gains(made_up.collected(images)))
     assert np.isinf(table["high"]).all() and (table["verdict"] == "inconclusive").all()
 
 
-def test_intervals_of_patients_decide_less_often_than_those_of_seeds_alone():
-    """Networks whose scores differ by chance, in all seeds alike: there is no effect."""
-    rng = np.random.default_rng(0)
-    alone, both = [], []
-    for i in range(120):
-        images = made_up.scores({("net", "random"): [1.0], ("net", "transfer"): [1.0]},
-                                images=50, seeds=3, seed=i)  # fmt: skip
-        own = rng.normal(size=(1, 2, 1, 1, 50))  # of an init on an image, in every seed
-        results = made_up.collected(images.assign(score=images["score"] + own))
-        for found, one in ((alone, results.drop_vars("covariance")), (both, results)):
-            row = effects.gains(one).iloc[0]
-            found.append(metrics.decide_positive(effects.as_interval(row, "gain")).p)
-    assert np.mean(np.array(alone) < 0.05) > 0.4
-    assert stats.binomtest(int(np.sum(np.array(both) < 0.05)), 120, 0.05, "greater").pvalue > 0.01
+def test_nets_that_share_their_images_are_compared_more_sharply():
+    """The paired interval of a difference is narrower than what two arms apart would give."""
+    results = films(("edema",), noise=0.1)
+    found = effects.combined(effects.gain(results, LARGE))
+    apart = [effects.combined([(100, effects.arm(results, model=LARGE, init=i))])
+             for i in effects.BOTH]  # fmt: skip
+    assert found.se < 0.5 * np.hypot(*(one.se for one in apart))
 
 
 @pytest.mark.parametrize(
@@ -185,31 +231,41 @@ def test_intervals_of_patients_decide_less_often_than_those_of_seeds_alone():
     ],
 )
 def test_gains_come_out_with_each_verdict(gain, noise, verdicts):
-    assert effects.gains(performance([gain, gain], noise))["verdict"].tolist() == verdicts
-
-
-def test_the_clearest_effect_is_the_one_that_decides():
-    results = performance([0.03, 0.05])
-    results["test_auc"][1, 1] += 0.1 * (-1.0) ** np.arange(SEEDS)  # larger in mean, and undecided
-    table = effects.gains(results)
-    assert table["verdict"].tolist() == ["differs", "inconclusive"]
-    assert effects.clearest(table).name == "cbr_tiny"
-    with pytest.raises(ValueError, match="a table without rows"):
-        effects.clearest(table.iloc[:0])
+    table = effects.table(effects.gains(performance([gain, gain], noise)))
+    assert table["verdict"].tolist() == verdicts
+    assert ((table["p"] < metrics.LEVEL) == (table["verdict"] != "inconclusive")).all()
 
 
 def test_keeping_up_is_not_being_worse():
-    table = effects.keeping_up(performance([0.0, 0.05]))
+    table = effects.table(effects.keeping_up(performance([0.0, 0.05])))
     assert table.loc[("cbr_tiny", "random"), "verdict"] == "holds"
-    assert table.loc[("cbr_tiny", "transfer"), "verdict"] == "differs"
+    better = effects.table(effects.keeping_up(made_up.keeping_up(0.05, -0.05)))
+    assert better["verdict"].tolist() == ["holds", "differs"]
+
+
+def test_inception_is_not_a_small_network():
+    models = ("cbr_tiny", "inception_v3", "resnet50")
+    rows = effects.keeping_up(performance(0.0, models=models)).rows
+    assert {model for model, _ in rows} == {"cbr_tiny"}
+
+
+def test_fine_tuning_is_set_against_each_networks_own_features():
+    table = effects.table(effects.fine_tuning(made_up.frozen([0.05, -0.03])))
+    assert table["difference"].tolist() == pytest.approx([5, -3], abs=0.2)
+    assert table["verdict"].tolist() == ["holds", "differs"]
+    assert effects.fine_tuning(performance(0.0)).rows == {}
+
+
+# --- findings --------------------------------------------------------------------------------
 
 
 def test_findings_are_told_apart_by_p_for_their_number():
     results = films()
     table = effects.finding_gains(results)
     assert list(table.index) == [(m, f) for m in results.model.values for f in FINDINGS]
-    np.testing.assert_allclose(table["adjusted"], metrics.adjusted(table["p"].to_numpy()))
-    auc = results["finding_auc"].sel(model=LARGE, finding="edema").mean("seed")
+    expected = stats.false_discovery_control(table["p"])
+    np.testing.assert_allclose(table["adjusted"], expected)
+    auc = results["finding_auc"].sel(model=LARGE, finding="edema").mean(["fold", "seed"])
     by_hand = 100 * float(auc.sel(init="transfer") - auc.sel(init="random"))
     assert table.loc[(LARGE, "edema"), "gain"] == pytest.approx(by_hand)
     assert set(table.loc[LARGE, "verdict"]) == {"up"}
@@ -217,109 +273,262 @@ def test_findings_are_told_apart_by_p_for_their_number():
 
 def test_the_sign_of_a_finding_is_the_papers():
     results = films((*FINDINGS, "atelectasis", "Pleural Effusion"))
-    table = effects.mean_finding_gains(results)
+    table = effects.table(effects.findings(results))
     expected = ["holds", "holds", "differs", "differs", "holds"]  # all gain; two should lose
     assert table["verdict"].tolist() == expected and "atelectasis" not in table.index
     by_model = effects.finding_gains(results)["gain"].groupby("finding").mean()
-    np.testing.assert_allclose(table["gain"], by_model[table.index])
+    signs = [1, 1, -1, -1, 1]
+    np.testing.assert_allclose(table.iloc[:, 0], signs * by_model[table.index])
 
 
 def test_a_task_without_findings_has_no_gains_of_findings():
     for results in (performance([0, 0]), films(FINDINGS[:1])):
-        for effect in OF_FINDINGS:
-            assert effect(results).empty
+        assert effects.finding_gains(results).empty and not effects.findings(results).rows
 
 
-def test_a_loose_relation_is_one_whose_interval_lies_within_a_half():
-    rng = np.random.default_rng(0)
+def test_findings_are_a_mean_over_networks_that_have_learned():
+    results = ignorant(films(), model="cbr_tiny")
+    table = effects.table(effects.findings(results)).iloc[:, 0]
+    large = effects.finding_gains(results)["gain"][LARGE]
+    np.testing.assert_allclose(table, [1, 1, -1, -1] * large[table.index])
+    none = effects.findings(ignorant(films()))
+    assert len(none.rows) == 4 and effects.contrast(none) is None
+
+
+# --- the gate --------------------------------------------------------------------------------
+
+
+def test_an_arm_has_learned_where_it_is_above_both_baselines():
+    results = performance([0.0, 0.05])
+    every = {(m, i) for m in ("cbr_tiny", LARGE) for i in effects.BOTH}
+    assert effects.learned(results) == every
+    assert effects.learned(ignorant(results)) == set()
+    assert effects.learned(ignorant(results, model=LARGE, init="random")) == every - {
+        (LARGE, "random")
+    }
+    for name in effects.SIMPLE:
+        one = results["baseline_auc"].where(results.baseline != name, 0.82)
+        assert effects.learned(results.assign(baseline_auc=one)) == {(LARGE, "transfer")}
+
+
+@pytest.mark.parametrize("lack", [*effects.SIMPLE, "both"])
+def test_where_a_baseline_is_missing_nothing_is_known_to_have_learned(lack):
+    results = performance(0.0)
+    lost = [n for n in results.data_vars if n.startswith("baseline")]
+    left = results.drop_vars([*lost, "baseline"]) if lack == "both" else results.drop_sel(
+        baseline=lack
+    )  # fmt: skip
+    assert effects.learned(left) == set()
+    assert effects.decide(effects.gains(left)) == ("not testable", 1)
+
+
+def test_an_arm_above_a_baseline_by_its_mean_alone_has_not_learned():
+    clear, vague = (
+        trained({(LARGE, "random"): BASELINE + 0.02}, noise).assign(
+            baseline_auc=(("baseline", "fold"), np.full((2, FOLDS), BASELINE))
+        )
+        for noise in (0.001, 0.05)
+    )
+    rows = [effects.levels(results).loc[(LARGE, "random")] for results in (clear, vague)]
+    assert [row["above statistics"] for row in rows] == pytest.approx([2, 2])
+    assert rows[0]["learned"] and rows[0]["above statistics from"] > 0
+    assert not rows[1]["learned"] and rows[1]["above statistics from"] < 0
+
+
+def test_levels_are_means_in_percent_and_lie_within_their_intervals():
+    table = effects.levels(performance([0.1, 0.15], noise=0.02))
+    assert table["AUC"].tolist() == pytest.approx([80, 90, 80, 95])
+    assert ((table["low"] < table["AUC"]) & (table["AUC"] < table["high"])).all()
+    above, below = table["high"] - table["AUC"], table["AUC"] - table["low"]
+    assert (above < below).all()  # on log odds
+    base = effects.baseline_levels(made_up.frozen([0.05, 0.05]))
+    assert list(base.index)[:2] == [("", name) for name in effects.SIMPLE]
+    assert set(base.index[2:]) == {(m, f"probe:{i}") for m in ("cbr_small", LARGE)
+                                   for i in effects.BOTH}  # fmt: skip
+
+
+def test_a_network_that_has_not_learned_leaves_the_contrast():
+    results = performance([0.0, 0.05])
+    whole = effects.gains(results)
+    assert effects.contrast(whole).mean == pytest.approx(2.5)
+    lost = effects.shrinking(ignorant(two_sizes(), model="cbr_tiny"))
+    assert lost.testable == {("cbr_small",), (LARGE,)} and len(effects.table(lost)) == 3
+    assert effects.contrast(lost).mean == pytest.approx(-2)
+    table = effects.table(lost)
+    assert table.loc["cbr_tiny", "verdict"] == "not testable" and table.loc["cbr_tiny", "p"] == 1
+
+
+def two_sizes():
+    return made_up.small_data({100: [0.04] * 3, 200: [0.02] * 3}, noise=0.0005)
+
+
+def test_no_difference_takes_all_compared_arms_and_a_difference_one():
+    for init in effects.BOTH:
+        lost = ignorant(performance([0.0, 0.0]), model=LARGE, init=init)
+        assert effects.gains(lost).testable == {("cbr_tiny",)}
+        assert effects.keeping_up(lost).testable == {("cbr_tiny", i) for i in effects.BOTH
+                                                     if i != init}  # fmt: skip
+        lost = ignorant(two_sizes(), model=LARGE, init=init)
+        assert (LARGE,) in effects.shrinking(lost).testable
+        assert len(effects.little_data(lost).testable) == 2
+
+
+def test_large_against_small_takes_a_large_one():
+    lost = ignorant(two_sizes(), model=LARGE)
+    assert effects.little_data(lost).testable == set()
+    assert effects.decide(effects.keeping_up(lost.isel(train_images=0))).verdict == "not testable"
+    assert effects.little_data(ignorant(two_sizes(), model="cbr_tiny")).testable == {("cbr_small",)}
+
+
+def test_a_claim_on_speed_is_gated_by_the_test_auc_of_the_same_runs():
+    results = made_up.two((300, 100), (300, 100))
+    lost = ignorant(results, model="cbr_tiny")
+    assert effects.scaling(lost).testable == {(LARGE,)}
+    table = effects.speedups(lost)
+    assert table["verdict"].to_dict() == {("cbr_tiny", "mean_var"): "not testable",
+                                          (LARGE, "mean_var"): "holds"}  # fmt: skip
+
+
+# --- an effect, decided ----------------------------------------------------------------------
+
+
+def test_the_contrast_is_decided_by_itself_and_rows_are_counted_beside():
+    effect = effects.gains(performance([0.0, 0.05]))
+    assert effects.decide(effect).verdict == "differs"
+    assert effects.tally(effect) == (1, 1, 2)
+    cancelling = effects.gains(performance([0.03, -0.03]))
+    assert effects.decide(cancelling).verdict == "holds" and effects.tally(cancelling) == (0, 2, 2)
+
+
+def test_the_interval_of_the_contrast_is_that_of_the_mean_in_each_fold():
+    results = made_up.ahead(0.05, 0.02, noise=0.02)
+    area = effects.area(results).mean("seed")
+    values = (area.sel(init="mean_var") - area.sel(init="batch_norm")).mean("model")
+    found = effects.contrast(effects.scale_alone(results))
+    expected = stats.ttest_1samp(values, 0)
+    assert ends(found._asdict()) == pytest.approx(tuple(expected.confidence_interval()))
+    assert effects.decide(effects.scale_alone(results)).p == pytest.approx(expected.pvalue)
+
+
+def test_nothing_testable_is_no_number():
+    effect = effects.gains(ignorant(performance([0.0, 0.0])))
+    assert effects.contrast(effect) is None and len(effects.table(effect)) == 2
+    assert effects.decide(effect) == ("not testable", 1)
+
+
+def test_without_a_fold_the_rest_speak():
+    results = performance([0.0, 0.02], noise=0.01)
+    left = effects.without_fold(effects.gains(results), 1)
+    rest = results.sel(fold=results.fold != 1)
+    expected = effects.contrast(effects.gains(rest))
+    assert effects.contrast(left) == pytest.approx(expected)
+    assert expected.n == RUNS - SEEDS and expected.patients == (FOLDS - 1) * made_up.PATIENTS
+    assert effects.without_fold(effects.gains(results.isel(fold=[0, 1])), 1) is None
+    assert effects.without_fold(effects.gains(results.isel(fold=[0])), 1) is None
+
+
+@pytest.mark.parametrize(
+    ("random", "expected"), [(0.8, 1), (0.96, 1), (0.98, 0.5), (0.996, 0.1), (0.5, 1)]
+)
+def test_the_margin_is_a_point_or_a_quarter_of_the_error_that_is_left(random, expected):
+    results = trained({(LARGE, "random"): random, (LARGE, "transfer"): 0.7})
+    assert effects.margin(results, [LARGE]) == pytest.approx(expected)
+    assert effects.margin(results, ["inception_v3"]) == 1
+
+
+def test_what_makes_no_difference_hangs_on_the_error_that_is_left():
+    for random, verdict in ((0.9, "holds"), (0.985, "differs")):
+        means = {(LARGE, "random"): random, (LARGE, "transfer"): random + 0.006}
+        effect = effects.gains(trained(means, noise=0.0005))
+        assert effects.decide(effect).verdict == verdict
+
+
+@pytest.mark.parametrize("n", [4, 16, 40])
+def test_a_correlation_is_loose_where_its_interval_says_so(n, rng):
     verdicts = set()
-    for n, mix in ((4, 0), (6, 3), (20, 0), (20, 0.5), (60, 0.3), (60, 1)):
+    for mix in (0, 0.3, 3):
         for _ in range(5):
             x = rng.normal(size=n)
             rho = metrics.rank_correlation(x, mix * x + rng.normal(size=n))
             found = effects.loose(rho)
-            within = max(-rho.low, rho.high) < 0.5
-            assert (found.verdict == "holds") == within
+            assert (found.verdict == "holds") == (max(-rho.low, rho.high) < 0.5)
             assert (found.p < 0.05) == (found.verdict != "inconclusive")
             verdicts.add(found.verdict)
-    assert verdicts == {"holds", "differs", "inconclusive"}
+    assert ("holds" in verdicts) == (n >= 40) or n == 16
 
 
-# --- under no effect -------------------------------------------------------------------------
-
-STUDIES = 300
-
-
-def many(rng, models, inits=("random", "transfer"), between=0.02, **dims):
-    """Test AUC of networks that differ by chance alone."""
-    coords = {"model": list(models), "init": list(inits), "seed": range(4), **dims}
-    auc = 0.8 + between * rng.normal(size=[len(v) for v in coords.values()])
-    return xr.Dataset({"test_auc": (tuple(coords), auc)}, coords)
-
-
-def test_gains_at_the_margin_are_seldom_decided_and_none_seldom_called_a_difference(rng):
-    results = many(rng, [f"net{i}" for i in range(STUDIES)])
-    assert at_most_one_in_twenty(effects.gains(results)["verdict"] == "differs")
-    at_margin = results.assign(test_auc=results.test_auc + 0.01 * (results.init == "transfer"))
-    assert at_most_one_in_twenty(effects.gains(at_margin)["verdict"] != "inconclusive")
+def test_source_rank_is_spearmans_over_networks_that_have_learned():
+    target = [0.7, 0.72, 0.71, 0.75, 0.73, 0.78]
+    results = made_up.sources(target)
+    rho = effects.source_rank(results)
+    assert rho.mean == pytest.approx(stats.spearmanr(range(6), target).statistic) and rho.n == 6
+    lost = effects.source_rank(ignorant(results, model="net5", init="transfer"))
+    assert lost.n == 5 and lost.mean == pytest.approx(
+        stats.spearmanr(range(5), target[:5]).statistic
+    )
 
 
-def test_interactions_of_nothing_are_seldom_decided(rng):
-    results = many(rng, ["cbr_tiny", LARGE], train_images=range(100, 100 + STUDIES // 2))
-    table = effects.interactions(results)
-    assert len(table) == STUDIES // 2
-    assert at_most_one_in_twenty(table["verdict"] != "inconclusive")
+# --- learning rates --------------------------------------------------------------------------
 
 
-def learning(rng, studies):
-    """Curves of random init and Mean Var alike, with a speed and a final AUC of each run."""
-    step = np.arange(10, 410, 10)
-    shape = (studies, 2, 4, 1)
-    half, final = 60 * 2 ** (0.5 * rng.normal(size=shape)), 0.3 + 0.01 * rng.normal(size=shape)
-    auc = 0.5 + final * (1 - np.exp(-step / half))
-    coords = {"model": [f"net{i}" for i in range(studies)], "init": ["random", "mean_var"]}
-    coords |= {"seed": range(4), "step": step}
-    return xr.Dataset({"auc": (tuple(coords), auc)}, coords)
+def rates():
+    """Three rates of 0.001, 0.01 and 0.1: transfer is best at the least, random in the middle."""
+    parts = [(0.7, 0.9), (0.8, 0.6), (0.6, 0.5)]
+    found = [
+        trained({("cbr_tiny", "random"): random, ("cbr_tiny", "transfer"): transfer}, folds=1)
+        for random, transfer in parts
+    ]
+    return made_up.stacked(dict(zip((0.001, 0.01, 0.1), found, strict=True)), "lr")
 
 
-def test_speedups_of_nothing_are_seldom_decided(rng):
-    table = effects.speedups(learning(rng, STUDIES // 2))
-    assert len(table) == STUDIES // 2 and (table["never"] > 0).any() and (table["never"] == 0).any()
-    assert at_most_one_in_twenty(table["verdict"] != "inconclusive")
+def test_the_best_rate_is_that_of_the_best_last_validation_auc():
+    results = rates()
+    assert effects.best_rates(results) == {"cbr_tiny random": 0.01, "cbr_tiny transfer": 0.001}
+    peaked = results["auc"] + 0.5 * (results.lr == 0.1) * (results.step == 20)
+    assert effects.best_rates(results.assign(auc=peaked.transpose(*results["auc"].dims))) == (
+        effects.best_rates(results)
+    )
+
+
+def test_a_rate_at_which_a_run_failed_is_none():
+    lost = failed(rates(), init="random", lr=0.01, seed=1)
+    assert effects.best_rates(lost)["cbr_tiny random"] == 0.001
+
+
+def test_where_the_best_rate_lies_at_an_end_the_grid_must_grow():
+    assert effects.at_an_end(rates()) == ["cbr_tiny transfer"]
+    assert effects.at_an_end(rates().sel(lr=[0.01, 0.1])) == [
+        "cbr_tiny random", "cbr_tiny transfer"
+    ]  # fmt: skip
 
 
 # --- little data -----------------------------------------------------------------------------
 
 
-def test_slopes_are_points_a_doubling():
+def test_slopes_are_points_a_doubling(all_learned):
     results = made_up.small_data({100: [0.04] * 3, 200: [0.03] * 3, 400: [0.02] * 3}, noise=0)
-    np.testing.assert_allclose(effects.slopes(results)["slope"], -1, atol=1e-9)
+    table = effects.table(effects.shrinking(results))
+    np.testing.assert_allclose(table["slope"], -1, atol=1e-9)
+    uneven = made_up.small_data({100: [0.05, 0, 0.01], 300: [0.02, 0, 0.04], 450: [0, 0.01, 0]})
+    gains = effects.gains_by_size(uneven)["gain"]
+    for model, row in decided(effects.shrinking(uneven)).iterrows():
+        expected = stats.linregress(np.log2([100, 300, 450]), gains[model])
+        assert row["slope"] == pytest.approx(expected.slope)
+    assert effects.shrinking(results.sel(train_images=[100])).rows == {}
+
+
+def test_a_size_at_which_a_network_never_ended_is_left_out_of_its_slope(all_learned):
     some = made_up.small_data({100: [0.04] * 3, 200: [0.5] * 3, 400: [0.02] * 3})
-    some["test_auc"].loc[{"train_images": 200, "model": "cbr_tiny", "init": "transfer"}] = np.nan
-    table = effects.slopes(some)
+    lost = failed(some, train_images=200, model="cbr_tiny", init="transfer")
+    table = effects.table(effects.shrinking(lost))
     assert table.loc["cbr_tiny", "slope"] == pytest.approx(-1) and len(table) == 3
-    one_size = some.sel(train_images=[100])
-    assert effects.slopes(one_size).empty
 
 
-def test_interactions_are_differences_of_gains():
-    results = made_up.small_data({100: [0.01, 0.02, 0.05], 400: [0, 0, 0]})
-    table, gains = effects.interactions(results), effects.gains_by_size(results)["gain"]
-    assert set(table.index) == {(m, n) for m in ("cbr_tiny", "cbr_small") for n in (100, 400)}
-    for (model, size), row in table.iterrows():
-        expected = gains[LARGE, size] - gains[model, size]
-        assert row["difference"] == pytest.approx(expected)
-
-
-def test_each_network_has_frozen_features_of_its_own():
-    means = {("cbr_tiny", "transfer"): 0.8, ("cbr_tiny", "frozen:block5"): 0.75}
-    means |= {(LARGE, "transfer"): 0.8, (LARGE, "frozen:block4"): 0.7}
-    results = made_up.stacked({100: trained(means), 400: trained(means)}, "train_images")
-    table = effects.fine_tuning(results)
-    np.testing.assert_allclose(table["difference"], [5, 5, 10, 10])
-    assert (
-        list(table.index.get_level_values("init")) == ["frozen:block5"] * 2 + ["frozen:block4"] * 2
-    )
+def test_with_little_data_gains_are_set_against_each_other(all_learned):
+    results = made_up.small_data({100: [0.01, 0.02, 0.05], 400: [0, 0, 0]}, noise=0)
+    for images, expected in ((None, [4, 3]), (100, [4, 3]), (400, [0, 0])):
+        table = effects.table(effects.little_data(results, images))
+        assert table["difference"].tolist() == pytest.approx(expected, abs=1e-9)
 
 
 # --- convergence -----------------------------------------------------------------------------
@@ -329,42 +538,83 @@ def curves(slow, fast, final=0.9):
     return made_up.curves({LARGE: {"random": slow, "mean_var": fast}}, final, noise=0)
 
 
+def test_area_is_the_trapezium_over_the_logarithm_of_steps():
+    results = made_up.curves({LARGE: {"random": 300, "mean_var": 100}}, noise=0.2)
+    place = np.log(results.step.values)
+    expected = np.trapezoid(100 * results["auc"].values, place, axis=-1) / np.ptp(place)
+    np.testing.assert_allclose(effects.area(results), expected)
+    one = effects.area(results.isel(step=[-1]))
+    np.testing.assert_allclose(one, 100 * results["auc"].isel(step=-1))
+
+
+def test_learning_twice_as_fast_adds_the_same_area_early_and_late():
+    step = 2.0 ** np.arange(10)
+    parts = [0.5 + 0.4 * (step >= 2**k) for k in (3, 4, 7, 8)]
+    auc = xr.Dataset({"auc": (("run", "step"), parts)}, {"step": step})
+    early, next_, late, last = effects.area(auc).values
+    assert early - next_ == pytest.approx(late - last) and early > next_
+
+
 def test_speedup_is_the_ratio_of_steps():
     row = effects.speedups(curves(300, 100)).iloc[0]
     assert row["level"] == pytest.approx(0.86) and row["never"] == 0
     assert row["speed-up"] == pytest.approx(3, rel=1e-6) and row["verdict"] == "holds"
     assert effects.speedups(curves(100, 300)).iloc[0]["verdict"] == "differs"
+    assert effects.contrast(effects.scaling(curves(300, 100))).mean == pytest.approx(np.log2(3))
 
 
-def test_no_speedup_where_nothing_was_learned():
-    row = effects.speedups(curves(300, 100, final=0.52)).iloc[0]
-    assert row["verdict"] == "inconclusive" and np.isnan(row["speed-up"])
-    assert effects.ratio(row) == "no level to reach, no init learned"
+def test_the_interval_of_a_speedup_is_students_over_folds():
+    results = made_up.two((300, 100), (300, 200), noise=0.1)
+    row = effects.speedups(results).loc[(LARGE, "mean_var")]
+    level = effects.start_level(results, LARGE)
+    reached = [
+        [[metrics.steps_to(level, results.step.values, run) for run in fold] for fold in
+         results["auc"].sel(model=LARGE, init=init).values] for init in ("random", "mean_var")
+    ]  # fmt: skip
+    ratios = (np.log2(reached[0]) - np.log2(reached[1])).mean(1)
+    expected = stats.ttest_1samp(ratios, 0)
+    assert ends(row) == pytest.approx(tuple(2 ** np.array(expected.confidence_interval())))
+    assert row["p"] == pytest.approx(expected.pvalue)
 
 
-def test_runs_that_never_arrive_are_counted():
+def test_a_run_that_never_arrives_counts_with_its_length():
     row = effects.speedups(curves(300, 5000)).iloc[0]
-    assert row["never"] == SEEDS and row["verdict"] == "differs" and row["bound"] == "at most"
-    assert effects.ratio(row) == f"at most {row['speed-up']:.1f} times (n = {SEEDS})"
-    neither = made_up.curves({LARGE: {"random": 300, "transfer": 5000, "mean_var": 5000}}, noise=0)
-    assert list(effects.speedups(neither)["never"]) == [SEEDS] * 2
+    assert (row["never"], row["bound"], row["verdict"], row["p"]) == (
+        RUNS, "at most", "inconclusive", 1
+    )  # fmt: skip
+    assert effects.ratio(row) == f"at most {row['speed-up']:.1f} times (n = {RUNS})"
+    slow = curves(300, 100)
+    late = slow["auc"].where((slow.init != "random") | (slow.fold != 0) | (slow.seed != 0), 0.6)
+    row = effects.speedups(slow.assign(auc=late.transpose(*slow["auc"].dims))).iloc[0]
+    assert (row["never"], row["bound"], row["verdict"]) == (1, "at least", "holds")
+    assert row["level"] < 0.86  # that of all random runs
+    both = slow.assign(auc=slow["auc"].where(slow.seed != 0, 0.5).transpose(*slow["auc"].dims))
+    row = effects.speedups(both).iloc[0]
+    assert row["bound"] == "unknown" and "10 of 20 runs never" in effects.ratio(row)
+
+
+def test_scaling_is_undecided_where_mean_var_never_arrives():
+    results = made_up.two((300, 100), (300, 100))
+    hit = (results.model == LARGE) & (results.init == "mean_var") & (results.fold == 0)
+    late = results.assign(auc=results["auc"].where(~hit, 0.6).transpose(*results["auc"].dims))
+    assert effects.decide(effects.scaling(results)).verdict == "holds"
+    assert effects.decide(effects.scaling(late)) == ("inconclusive", 1)
+    # A network that has not learned is not asked how fast it does.
+    assert effects.decide(effects.scaling(ignorant(late, model=LARGE))).verdict == "holds"
 
 
 def test_a_failed_run_is_not_one_that_never_arrives():
-    row = effects.speedups(failed(curves(300, 100), init="mean_var", seed=0)).iloc[0]
-    assert (row["never"], row["bound"], row["n"]) == (0, "", SEEDS - 1)
-    left = effects.speedups(curves(300, 100).drop_sel(seed=0)).iloc[0]
-    assert ends(row) == pytest.approx(ends(left))
+    row = effects.speedups(failed(curves(300, 100), init="mean_var", fold=0, seed=0)).iloc[0]
+    assert (row["never"], row["bound"], row["n"]) == (0, "", RUNS - 1)
+    assert row["speed-up"] == pytest.approx(3, rel=1e-6)
 
 
-def test_the_level_is_that_of_transfer_where_random_init_did_not_learn():
-    means = {(LARGE, "random"): 0.52, (LARGE, "transfer"): 0.9}
-    assert effects.level(trained(means, noise=0), LARGE) == pytest.approx(0.86)
-    means[LARGE, "random"] = 0.8
-    assert effects.level(trained(means, noise=0), LARGE) == pytest.approx(0.77)
+def test_the_level_is_nine_tenths_of_what_random_init_gains_over_chance():
+    results = trained({(LARGE, "random"): 0.8, (LARGE, "transfer"): 0.9}, noise=0.01)
+    assert effects.start_level(results, LARGE) == pytest.approx(0.77)
 
 
-def test_variants_of_different_lengths_are_each_measured_on_their_own():
+def test_variants_of_different_lengths_are_each_measured_on_their_own(all_learned):
     short = curves(100, 50).isel(step=slice(0, 20))
     results = made_up.stacked({"long": curves(300, 100), "short": short}, "variant")
     table = effects.speedups_by_variant(results)
@@ -375,170 +625,231 @@ def test_variants_of_different_lengths_are_each_measured_on_their_own():
 # --- transfusion and hybrids -----------------------------------------------------------------
 
 
-def test_each_block_adds_to_those_below_it():
+def test_each_block_adds_to_those_below_it(all_learned):
     results = made_up.blockwise([[0.06, 0.02, 0.01], [0.03, 0.02, 0.01]], suffix=0.02, noise=0)
-    added = effects.marginal(results)["added"]
-    np.testing.assert_allclose(added, [6, 2, 1, 3, 2, 1])
-    np.testing.assert_allclose(effects.first_block(results)["difference"], [4, 5, 1, 2])
-    np.testing.assert_allclose(effects.low_against_many(results)["difference"], [4, 1])
+    np.testing.assert_allclose(effects.marginal(results)["added"], [6, 2, 1, 3, 2, 1])
+    first, low = (
+        effects.table(f(results)) for f in (effects.first_block, effects.low_against_many)
+    )
+    np.testing.assert_allclose(first["difference"], [6 - 1.5, 3 - 1.5])
+    np.testing.assert_allclose(low["difference"], [4, 1])
 
 
-def test_a_network_without_cuts_adds_everything_at_once():
+def test_a_network_without_cuts_adds_everything_at_once(all_learned):
     means = {("cbr_tiny", "random"): 0.7, ("cbr_tiny", "transfer"): 0.75}
     means |= {(LARGE, "random"): 0.7, (LARGE, "transfer"): 0.8, (LARGE, "transfusion:conv1"): 0.77}
     results = trained(means, noise=0)
-    assert effects.prefixes(results.sel(model="cbr_tiny")) == ["random", "transfer"]
+    assert effects.prefixes(results, "cbr_tiny") == ["random", "transfer"]
     assert effects.marginal(results)["added"].tolist() == pytest.approx([5, 7, 3])
-    assert list(effects.first_block(results).index) == [(LARGE, "transfer")]
-    assert effects.low_against_many(results).empty  # no block alone
+    assert set(effects.first_block(results).rows) == {(LARGE,)}
+    assert not effects.low_against_many(results).rows  # no block alone
 
 
-def test_slim_and_gabors_are_set_against_each_of_the_others():
+def test_slim_and_gabors_are_set_against_each_of_the_others(all_learned):
     results = made_up.hybrids((0.02, 0.01, 0.05), gabor=(0.03, 0.04), noise=0)
-    np.testing.assert_allclose(effects.slim(results)["difference"], [-2, -1, 5])
-    table = effects.synthetic_gabors(results)
-    np.testing.assert_allclose(table.loc["cbr_tiny", "difference"], [-3, 2, 7])
-    np.testing.assert_allclose(table.loc[LARGE, "difference"], [-4, 1, 6])
-    decided = ["differs", "holds", "holds"]
-    assert table["verdict"].tolist() == 2 * decided
+    np.testing.assert_allclose(effects.table(effects.slim(results))["difference"], [-2])
+    np.testing.assert_allclose(effects.slim_beside(results)["difference"], [-2, -1, 5])
+    table = effects.gabors_beside(results)["difference"]
+    np.testing.assert_allclose(table["cbr_tiny"], [-3, 2, 7])
+    np.testing.assert_allclose(table[LARGE], [-4, 1, 6])
+    own = effects.table(effects.synthetic_gabors(results))
+    assert own["difference"].to_dict() == pytest.approx({"cbr_tiny": -3, LARGE: -4})
+    assert own["verdict"].tolist() == ["differs", "differs"]
 
 
 # --- other conditions ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("verdicts", "expected"),
-    [
-        ([["holds", "holds"], ["differs", "differs"]], "holds"),
-        ([["holds", "differs"], ["differs", "differs"]], "differs"),
-        ([["holds", "differs"], ["inconclusive", "differs"]], "differs"),
-        ([["holds", "inconclusive"], ["differs", "differs"]], "inconclusive"),
-        ([["holds"], ["holds"]], "inconclusive"),  # one variant is no test
-        ([], "inconclusive"),
-    ],
-)
-def test_an_answer_is_stable_where_all_variants_give_it(verdicts, expected):
-    rows = [
-        {"model": f"net{i}", "variant": j, "verdict": verdict}
-        for i, of_model in enumerate(verdicts)
-        for j, verdict in enumerate(of_model)
+def test_another_recipe_is_the_difference_of_the_mean_gains():
+    results = made_up.robustness({"own": [0, 0.04], "wide": [0.02, 0.03], "slow": [0, 0.04]})
+    effect = effects.any_recipe(results, "own", ["wide", "slow"])
+    table = effects.table(effect)
+    assert table["difference"].tolist() == pytest.approx([0.5, 0], abs=1e-9)
+    lost = results["test_auc"].where((results.variant != "own") | (results.model != LARGE), 0.5)
+    lost = results.assign(test_auc=lost.transpose(*results["test_auc"].dims))
+    assert effects.any_recipe(lost, "own", ["wide"]).testable == set()
+
+
+def test_equal_rates_are_told_one_below_the_other(all_learned):
+    results = made_up.at_rates(performance(0.02, noise=0), performance(0.03, noise=0))
+    assert list(effects.rates(results)) == [0.0003, 0.001]
+    table = effects.by_rate(effects.gains, results)
+    assert table.index.names == ["lr", "model"]
+    assert table["gain"].tolist() == pytest.approx([2, 2, 3, 3])
+    assert list(effects.rates(performance(0.02))) == [None]
+    one = effects.by_rate(effects.gains, performance(0.02))
+    assert one.index.names == ["model"]
+
+
+# --- under no effect -------------------------------------------------------------------------
+
+NETS = [f"net{i}" for i in range(50)]
+
+
+def p_of_no_gain(results):
+    return [
+        effects.above(effects.combined(effects.gain(results, model))).p
+        for model in results.model.values
     ]
-    table = pd.DataFrame(rows, columns=["model", "variant", "verdict"])
-    found = effects.stable(table.set_index(["model", "variant"]))
-    assert found.verdict == expected and np.isnan(found.p)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "noise", "uneven"), [(1, 0.5, 0), (1, 0.2, 0.4), (2, 0.5, 0), (2, 0.2, 0.4)]
+)
+def test_gains_of_nothing_are_seldom_decided(seeds, noise, uneven):
+    """Whether networks differ in what they say of single images or in all that they learned."""
+    p = []
+    for seed in range(2):
+        shifts = {(net, init): [1.0] for net in NETS for init in effects.BOTH}
+        p += p_of_no_gain(
+            made_up.scored(shifts, noise=noise, uneven=uneven, seeds=seeds, seed=seed)
+        )
+    assert at_most_one_in_twenty(np.array(p) < 0.05) and min(p) < 0.2
+
+
+def test_gains_at_the_margin_are_seldom_decided(rng, all_learned):
+    results = performance(0.0, noise=0.0, models=[f"net{i}" for i in range(100)])
+    drawn = 0.02 * rng.normal(size=results["test_auc"].shape)
+    gain = 0.01 * (results.init == "transfer")
+    results = results.assign(test_auc=results["test_auc"] + gain + drawn)
+    assert at_most_one_in_twenty(effects.table(effects.gains(results))["p"] < 0.05)
+
+
+def learning(rng, nets):
+    """Curves of three inits alike, with a speed and a final AUC of each run."""
+    step, inits = np.arange(10, 410, 10), ["random", "mean_var", "batch_norm"]
+    shape = (nets, len(inits), FOLDS, SEEDS, 1)
+    half, final = 60 * 2 ** (0.5 * rng.normal(size=shape)), 0.3 + 0.01 * rng.normal(size=shape)
+    auc = 0.5 + final * (1 - np.exp(-step / half))
+    coords = {"model": [f"net{i}" for i in range(nets)], "init": inits}
+    coords |= {"fold": range(FOLDS), "seed": range(SEEDS), "step": step}
+    auc = xr.DataArray(auc, coords, tuple(coords))
+    return made_up.tested(auc.isel(step=-1, drop=True), auc)
+
+
+def test_areas_of_nothing_are_seldom_decided(rng, all_learned):
+    effect = effects.scale_alone(learning(rng, 80))
+    assert len(effect.rows) == 80
+    assert at_most_one_in_twenty([effects.above(effects.combined(a)).p < 0.05
+                                  for a in effect.rows.values()])  # fmt: skip
+
+
+def test_speedups_of_nothing_are_seldom_decided(rng, all_learned):
+    table = effects.speedups(learning(rng, 30))
+    assert len(table) == 60 and (table["never"] > 0).any() and (table["never"] == 0).any()
+    assert at_most_one_in_twenty(table["verdict"] != "inconclusive")
+
+
+def test_networks_like_the_baselines_have_seldom_learned():
+    shifts = {(net, "random"): [0.0] for net in NETS}
+    results = made_up.scored(shifts, noise=0.3, uneven=0.2)
+    assert at_most_one_in_twenty(effects.levels(results)["learned"])
 
 
 # --- what is missing -------------------------------------------------------------------------
 
+
+def layers():
+    return first_layers(np.ones((2, 2)), np.zeros((2, 2, 2)))
+
+
+def blocks():
+    return made_up.blockwise([[0.01, 0.02, 0.03]] * 2)
+
+
 OF_RUNS = {
     "gain": (effects.gains, lambda: performance([0, 0.05])),
-    "sizes": (effects.gains_by_size, lambda: made_up.small_data({100: [0] * 3, 400: [0] * 3})),
     "keeping up": (effects.keeping_up, lambda: performance([0, 0.05])),
-    "findings": (effects.finding_gains, lambda: films(images=20)),
-    "mean findings": (effects.mean_finding_gains, lambda: films(images=20)),
-    "interactions": (effects.interactions, lambda: made_up.small_data({100: [0] * 3})),
-    "slopes": (effects.slopes, lambda: made_up.small_data({100: [0] * 3, 400: [0] * 3})),
-    "fine tuning": (effects.fine_tuning, lambda: made_up.frozen([[0, 0], [0, 0]])),
-    "speed-ups": (effects.speedups, lambda: made_up.two((300, 100), (300, 100))),
-    "variants": (effects.variants, lambda: trained({("a", "mean_var"): 0.8,
-                                                    ("a", "batch_norm"): 0.7})),
-    "marginal": (effects.marginal, lambda: made_up.blockwise([[0.01, 0.02, 0.03]] * 2)),
-    "first block": (effects.first_block, lambda: made_up.blockwise([[0.01, 0.02, 0.03]] * 2)),
-    "low, many": (effects.low_against_many, lambda: made_up.blockwise([[0.01, 0.02, 0.03]] * 2)),
+    "findings": (effects.findings, lambda: films(images=20)),
+    "little data": (effects.little_data, two_sizes),
+    "shrinking": (effects.shrinking, two_sizes),
+    "fine tuning": (effects.fine_tuning, lambda: made_up.frozen([0, 0])),
+    "scaling": (effects.scaling, lambda: made_up.two((300, 100), (300, 100))),
+    "scale alone": (effects.scale_alone, lambda: made_up.ahead(0, 0)),
+    "first block": (effects.first_block, blocks),
+    "low, many": (effects.low_against_many, blocks),
     "slim": (effects.slim, made_up.hybrids),
     "synthetic": (effects.synthetic_gabors, made_up.hybrids),
-    "gains, variants": (effects.gains_by_variant, lambda: made_up.robustness({"a": [0, 0.05]})),
-    "speed, variants": (effects.speedups_by_variant,
-                        lambda: made_up.stacked({"a": curves(300, 100)}, "variant")),
-    "movements": (representations.movements,
-                  lambda: first_layers(np.ones((2, 2)), np.zeros((2, 2, 2)))),
-    "further": (representations.further,
-                lambda: first_layers(np.ones((2, 2)), np.zeros((2, 2, 2)))),
-}  # fmt: skip
+    "moving": (representations.moving, layers),
+    "gabors": (lambda r: representations.gabor_changes(r, "transfer"), layers),
+}
 
 
 @pytest.mark.parametrize("name", OF_RUNS)
-def test_arms_that_never_ran_have_no_rows_and_one_seed_decides_nothing(name):
-    effect, make = OF_RUNS[name]
+def test_arms_that_never_ran_have_no_rows_and_one_run_decides_nothing(name, all_learned):
+    measure, make = OF_RUNS[name]
     results = make()
-    whole = effect(results)
-    assert len(whole) and whole["n"].min() > 1
-    one = effect(results.isel(seed=[0]))
-    assert list(one.index) == list(whole.index)
-    assert set(one.get("verdict", ["inconclusive"])) == {"inconclusive"}
-    arm = {"init": results.init.values[-1]}
-    rest = effect(failed(results, **arm))
-    assert (rest["n"] > 0).all() and not rest[["low", "high", "n"]].isna().any(axis=None)
+    whole = measure(results)
+    assert len(whole.rows) and effects.contrast(whole).n > 1
+    one = measure(results.isel(fold=[0], seed=[0]))
+    assert list(one.rows) == list(whole.rows)
+    assert effects.decide(one).verdict == "inconclusive" and effects.decide(one).p == 1
+    needed = {"slim": effects.CUT, "synthetic": "gabor", "first block": "transfer"}
+    arm = {"init": needed.get(name, results.init.values[-1])}
+    rest, absent = measure(failed(results, **arm)), measure(results.drop_sel(**arm))
     # Never asked for is as never done.
-    absent = effect(results.drop_sel(**arm))
-    pd.testing.assert_frame_equal(absent, rest, check_dtype=False)
-    nothing = effect(failed(results))
-    assert nothing.empty and list(nothing.index.names) == list(whole.index.names)
+    pd.testing.assert_frame_equal(effects.table(rest), effects.table(absent), check_dtype=False)
+    assert len(rest.rows) < len(whole.rows)
+    nothing = effects.table(measure(failed(results)))
+    assert nothing.empty and list(nothing.index.names) == list(whole.keys)
+    assert {"low", "high", "n", "verdict", "p"} <= set(nothing)
+
+
+TABLES = {
+    "by size": (effects.gains_by_size, two_sizes),
+    "finding gains": (effects.finding_gains, lambda: films(images=20)),
+    "speed-ups": (effects.speedups, lambda: made_up.two((300, 100), (300, 100))),
+    "marginal": (effects.marginal, blocks),
+    "slim beside": (effects.slim_beside, made_up.hybrids),
+    "gabors beside": (effects.gabors_beside, made_up.hybrids),
+    "by variant": (effects.gains_by_variant, lambda: made_up.robustness({"a": [0, 0.05]})),
+    "speed by variant": (effects.speedups_by_variant,
+                         lambda: made_up.stacked({"a": curves(300, 100)}, "variant")),
+    "movements": (representations.movements, layers),
+    "levels": (effects.levels, lambda: performance([0, 0])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_of_nothing_has_its_columns_all_the_same(name):
+    measure, make = TABLES[name]
+    results = make()
+    whole, nothing = measure(results), measure(failed(results))
+    assert len(whole) and whole["n"].min() > 1 and nothing.empty
+    assert list(nothing.index.names) == list(whole.index.names)
     assert {"low", "high", "n"} <= set(nothing)
 
 
-def test_without_a_large_network_there_is_nothing_to_set_others_against():
+def test_without_a_large_network_there_is_nothing_to_set_others_against(all_learned):
     small = performance([0, 0], models=("cbr_tiny", "cbr_small"))
-    assert effects.keeping_up(small).empty and len(effects.gains(small)) == 2
-    data = made_up.small_data({100: [0] * 3, 400: [0] * 3}).drop_sel(model=LARGE)
-    assert effects.interactions(data).empty and len(effects.slopes(data)) == 2
-    layers = first_layers(np.ones((2, 2)), np.zeros((2, 2, 2))).drop_sel(model=LARGE)
-    assert representations.further(layers).empty and len(representations.movements(layers)) == 2
-    pairs = predicted([[1, 0], [1, 0]]).drop_sel(model=LARGE)
-    found = representations.foretold_decision(representations.foretold(pairs))
-    assert found.verdict == "inconclusive" and np.isnan(found.p)
+    assert not effects.keeping_up(small).rows and len(effects.gains(small).rows) == 2
+    data = two_sizes().drop_sel(model=LARGE)
+    assert not effects.little_data(data).rows and len(effects.shrinking(data).rows) == 2
 
 
 # --- effects as rows -------------------------------------------------------------------------
 
 
 def test_a_row_gives_back_its_interval():
-    effect = metrics.interval(np.array([1.0, 2.0, 4.0]))
-    row = pd.Series(effects.effect_row("gain", effect, effects.equivalent))
-    assert effects.as_interval(row, "gain") == effect
-    assert (row["verdict"], row["p"]) == tuple(effects.equivalent(effect))
-
-
-def rows(*decided):
-    return pd.DataFrame(decided, columns=["verdict", "p"])
-
-
-@pytest.mark.parametrize(
-    ("decided", "verdict", "p"),
-    [
-        ([("holds", 0.01), ("holds", 0.03)], "holds", 0.03),  # all together
-        ([("holds", 0.01), ("differs", 0.001)], "holds in part", 0.02),  # any of two
-        ([("differs", 0.01), ("inconclusive", 0.3), ("inconclusive", 0.2)], "differs", 0.03),
-        ([("inconclusive", 0.3), ("inconclusive", 0.8)], "inconclusive", 0.6),
-        ([("inconclusive", 0.8)] * 3, "inconclusive", 1.0),
-    ],
-)
-def test_one_p_for_a_claim_on_all_rows(decided, verdict, p):
-    found = effects.overall(rows(*decided))
-    assert found.verdict == verdict and found.p == pytest.approx(p)
-
-
-def test_no_rows_decide_nothing():
-    found = effects.overall(rows())
-    assert found.verdict == "inconclusive" and np.isnan(found.p)
+    for results in (films(("edema",)), films(("edema",)).drop_vars("influence")):
+        effect = effects.combined(effects.gain(results, LARGE))
+        row = pd.Series(effects.effect_row("gain", effect))
+        assert effects.as_interval(row, "gain") == effect
 
 
 def test_a_number_never_travels_alone():
-    assert effects.spread(0.44, -0.12, 1, 4, unit=" points") == "+0.4 points [-0.1, +1.0] (n = 4)"
-    assert effects.spread(-0.04, -0.12, 0.04, 4) == "+0.0 [-0.1, +0.0] (n = 4)"
+    one = metrics.Interval(0.44, -0.12, 1, 0.5, 4)
+    assert effects.spread(one, unit=" points") == "+0.4 points [-0.1, +1.0] (n = 4)"
+    many = one._replace(mean=-0.04, high=0.04, patients=1400)
+    assert effects.spread(many) == "+0.0 [-0.1, +0.0] (n = 4, 1,400 patients)"
     assert effects.ratio(effects.speedups(curves(300, 100)).iloc[0]) == (
-        f"3.0 times [3.0, 3.0] (n = {SEEDS})"
+        f"3.0 times [3.0, 3.0] (n = {RUNS})"
     )
 
 
-def test_inception_is_not_a_small_network():
-    models = ("cbr_tiny", "inception_v3", "resnet50")
-    rows = effects.keeping_up(performance(0.0, models=models)).index.get_level_values("model")
-    assert set(rows) == {"cbr_tiny"}
-
-
-def test_the_best_rate_is_that_of_the_best_validation_auc():
-    slow = trained({("cbr_tiny", "random"): 0.7, ("cbr_tiny", "transfer"): 0.9})
-    fast = trained({("cbr_tiny", "random"): 0.8, ("cbr_tiny", "transfer"): 0.6})
-    both = xr.concat([slow, fast], "lr").assign_coords(lr=[0.001, 0.01])
-    assert effects.best_rates(both) == {"cbr_tiny random": 0.01, "cbr_tiny transfer": 0.001}
+def test_below_is_above_turned_round(rng):
+    for mean, half in itertools.product((-2, 0, 2), (1, 3)):
+        effect = metrics.students(mean, half / 2, 1.0, 10, 9)
+        turned = metrics.students(-mean, half / 2, 1.0, 10, 9)
+        assert effects.below(effect) == effects.above(turned)
+        assert effects.equivalent(1.0)(effect) == effects.equivalent(1.0)(turned)

@@ -8,7 +8,6 @@ import yaml
 from transfusion import (
     config,
     data,
-    effects,
     experiments,
     machine,
     metrics,
@@ -17,11 +16,16 @@ from transfusion import (
     studies,
 )
 
-from .conftest import KNOBS, ROOT, collect, poison
+from .conftest import KNOBS, collect, poison
+
+
+def trainings(chapter, **knobs):
+    """The networks among what a chapter asks for."""
+    return [s for s in experiments.runs(chapter, **knobs) if isinstance(s, config.Run)]
 
 
 def test_runs_are_the_grid():
-    runs = experiments.runs("performance", **{**KNOBS, "models": ["cbr_tiny", "resnet50"]})
+    runs = trainings("performance", **{**KNOBS, "models": ["cbr_tiny", "resnet50"]})
     assert len({run.key for run in runs}) == 2 * 2 * 2
     assert {(run.model, run.init.name, run.seed) for run in runs} == {
         (m, i, s) for m in ("cbr_tiny", "resnet50") for i in ("random", "transfer") for s in (0, 1)
@@ -29,22 +33,98 @@ def test_runs_are_the_grid():
 
 
 def test_chapters_share_their_runs():
-    performance = {run.key for run in experiments.runs("performance", **KNOBS)}
+    performance = {run.key for run in trainings("performance", **KNOBS)}
     inits = {**KNOBS, "inits": ["random", "mean_var", "transfer"]}
-    scaling = {run.key for run in experiments.runs("weight_scaling", **inits)}
-    (comparison,) = experiments.runs("representations", **KNOBS)
+    scaling = {run.key for run in trainings("weight_scaling", **inits)}
+    asked = experiments.runs("representations", **KNOBS)
     assert performance < scaling and len(scaling) == 6
-    assert {run.key for run in comparison.runs} == performance
+    assert {run.key for run in asked[-1].runs} == performance
+    shown = {spec.key for spec in asked if not isinstance(spec, config.Comparison)}
+    assert shown < {spec.key for spec in experiments.runs("performance", **KNOBS)}
+
+
+def test_each_chapter_has_the_baselines_that_its_networks_must_exceed():
+    """Two simple ones a fold; where features are probed, two more a network."""
+    knobs = {**KNOBS, "models": ["cbr_tiny", "resnet18"], "folds": 3}
+    simple, probes = 3 * 2, 3 * 2 * 2
+    for chapter, more, expected in (
+        ("performance", {}, simple + probes),
+        ("small_data", {"train_sizes": [16, None]}, 2 * (simple + probes)),
+        ("weight_scaling", {}, simple),
+        ("data", {"targets": ["fundus", "cxr"]}, 2 * simple),
+        ("robustness", {"variants": {"as it is": {}, "two": {"image_size": 48}}}, 2 * simple),
+        ("representations", {}, 2),
+        ("tuning", {"rates": [0.1]}, 0),
+    ):
+        if None in more.get("train_sizes", []):
+            more = {"train_sizes": [16, 32]}
+        found = experiments.runs(chapter, **knobs, **more)
+        baselines = [spec for spec in found if isinstance(spec, config.Baseline)]
+        assert len({spec.key for spec in baselines}) == len(baselines) == expected, chapter
+        trained = {spec.data for spec in found if isinstance(spec, config.Run)}
+        assert not baselines or {spec.data for spec in baselines} == trained, chapter
+    starts = {spec.init for spec in experiments.runs("performance", **knobs) if spec.data.fold}
+    probed = experiments.runs("performance", **knobs)
+    frozen = [s for s in probed if isinstance(s, config.Baseline) and s.features == "frozen"]
+    assert {spec.init for spec in frozen} == starts, "those of the networks"
+
+
+def test_folds_are_shared_by_all_arms():
+    runs = trainings("performance", **KNOBS, folds=5)
+    assert len(runs) == len({run.key for run in runs}) == 2 * 5 * 2
+    assert {(run.data.folds, run.data.fold) for run in runs} == {(5, fold) for fold in range(5)}
+    one = trainings("performance", **KNOBS, folds=5, fold=3)
+    assert {run.data.fold for run in one} == {3} and {r.key for r in one} < {r.key for r in runs}
+    (source,) = {run.init.source for run in runs if run.init.source}
+    assert source.data.folds is None, "has a split of its own"
+
+
+def test_a_comparison_is_of_one_fold():
+    for fold in (None, 2):
+        *_, found = experiments.runs("representations", **KNOBS, folds=5, fold=fold)
+        assert {run.data.fold for run in found.runs} == {fold or 0}
+
+
+def test_rates_of_a_chapter_are_equal_for_all_arms_whatever_was_tuned():
+    tuned = {"cbr_tiny transfer": 0.5}
+    for chapter in ("weight_scaling", "representations"):
+        found = experiments.runs(chapter, **KNOBS, rates=[0.1, 0.01], tuned=tuned)
+        runs = [spec for spec in found if isinstance(spec, config.Run)]
+        assert {(run.init.name, run.optim.lr) for run in runs} == {
+            (init, lr) for init in KNOBS["inits"] for lr in (0.1, 0.01)
+        }
+        compared = [spec for spec in found if isinstance(spec, config.Comparison)]
+        assert [{run.optim.lr for run in each.runs} for each in compared] == (
+            [{0.1}, {0.01}] if chapter == "representations" else []
+        )
+
+
+def test_a_source_is_trained_with_all_augmentation_and_evaluated_evenly():
+    knobs = {**KNOBS, "evaluate_at": [1, 3], "augmentation": "mirror"}
+    run = trainings("performance", **knobs)[-1]
+    assert (run.optim.evaluate_at, run.optim.augmentation) == ((1, 3), "mirror")
+    source = run.init.source.optim
+    assert (source.evaluate_at, source.augmentation) == ((), "mirror and crops")
+    with pytest.raises(ValueError, match="evaluate_at"):
+        experiments.runs("performance", **{**knobs, "evaluate_at": [5]})
+
+
+def test_a_prepared_source_may_be_taken_whole(cache, photographs):
+    name = data.prepare("mine", size=32, folder=photographs).attrs["name"]
+    for size in (None, 20):
+        run = trainings("performance", **{**KNOBS, "source": name, "source_size": size})[-1]
+        source = run.init.source.data
+        assert (source.train, source.valid, source.test) == (size, None, None)
 
 
 def test_named_weights_take_the_place_of_pretraining():
     weights = {**KNOBS, "weights": {"cbr_tiny": "imagenet@1"}}
-    transferred = [r for r in experiments.runs("performance", **weights) if r.init.name != "random"]
+    transferred = [r for r in trainings("performance", **weights) if r.init.name != "random"]
     assert {run.init.source for run in transferred} == {"imagenet@1"}
 
 
 def test_source_is_the_same_for_all_seeds_and_starts_unlike_any_of_them():
-    runs = experiments.runs("performance", **KNOBS)
+    runs = trainings("performance", **KNOBS)
     assert {run.init.source.seed for run in runs if run.init.source}.isdisjoint(range(1000))
     assert len({run.init.source.key for run in runs if run.init.source}) == 1
 
@@ -71,7 +151,12 @@ def test_source_is_the_same_for_all_seeds_and_starts_unlike_any_of_them():
         ({"tuned": {"cbr_tiny transfr": 0.1}}, "Did you mean 'transfer'"),
         ({"tuned": {"cbr_tiny transfusion": 0.1}}, "needs a block"),
         ({"tuned": {"cbr_tiny transfer": -1.0}}, "tuned.cbr_tiny transfer: .*greater than 0"),
-        ({"inits": []}, "'performance' asks for no run"),
+        ({"folds": 2}, "folds: "),
+        ({"fold": 1}, "fold 1: expected 0 to 0"),
+        ({"folds": 5, "fold": 5}, "fold 5: expected 0 to 4"),
+        ({"augmentation": "crops"}, "augmentation: "),
+        ({"evaluate_at": [0]}, "evaluate_at.0: "),
+        ({"train_sizes": [0]}, "train_sizes.0: "),
     ],
 )
 def test_bad_knobs_are_named(cache, changes, message):
@@ -89,7 +174,7 @@ def rates(runs):
 def test_tuned_rates_are_those_of_their_arms_and_not_of_the_source():
     tuned = {"cbr_tiny transfer": 0.01, "resnet18 random": 0.02, "absent random": 1.0}
     knobs = {**KNOBS, "models": ["cbr_tiny", "resnet18"], "tuned": tuned}
-    runs, plain = (experiments.runs("performance", **k) for k in (knobs, {**knobs, "tuned": {}}))
+    runs, plain = (trainings("performance", **k) for k in (knobs, {**knobs, "tuned": {}}))
     assert rates(runs) == {
         ("cbr_tiny", "random"): 0.001,
         ("cbr_tiny", "transfer"): 0.01,
@@ -112,26 +197,26 @@ def test_an_init_that_was_not_tuned_takes_the_rate_of_what_it_is_compared_with(i
     tuned = {"random": 0.1, "mean_var": 0.2, "transfer": 0.3, "only:block2": 0.4}
     tuned = {f"cbr_tiny {name}": value for name, value in tuned.items()}
     knobs = {**KNOBS, "models": ["cbr_tiny"], "inits": ["random", init], "tuned": tuned}
-    assert rates(experiments.runs("performance", **knobs))["cbr_tiny", init] == rate
+    assert rates(trainings("performance", **knobs))["cbr_tiny", init] == rate
 
 
-def test_tuning_tries_every_rate_on_the_first_seed_from_one_source():
-    knobs = {**KNOBS, "rates": [0.1, 0.01], "tuned": {"cbr_tiny transfer": 0.5}}
-    runs = experiments.runs("tuning", **knobs)
-    assert {(run.init.name, run.optim.lr, run.seed) for run in runs} == {
-        (init, lr, 0) for init in KNOBS["inits"] for lr in (0.1, 0.01)
+def test_tuning_tries_every_rate_in_every_repetition_from_one_source():
+    knobs = {**KNOBS, "rates": [0.1, 0.01], "tuned": {"cbr_tiny transfer": 0.5}, "folds": 5}
+    runs = experiments.runs("tuning", **knobs, fold=0)
+    assert {(r.init.name, r.optim.lr, r.data.fold, r.seed) for r in runs} == {
+        (init, lr, 0, seed) for init in KNOBS["inits"] for lr in (0.1, 0.01) for seed in (0, 1)
     }
-    source = experiments.runs("performance", **KNOBS)[-1].init.source
+    source = trainings("performance", **KNOBS)[-1].init.source
     assert {run.init.source for run in runs} == {None, source}
-    chosen = {**KNOBS, "tuned": {"cbr_tiny transfer": 0.1, "cbr_tiny random": 0.01}}
-    first = {run.key for run in experiments.runs("performance", **chosen) if run.seed == 0}
-    assert len(first) == 2 and first < {run.key for run in runs}
+    chosen = {**KNOBS, "tuned": {"cbr_tiny transfer": 0.1, "cbr_tiny random": 0.01}, "folds": 5}
+    first = {run.key for run in trainings("performance", **chosen) if run.data.fold == 0}
+    assert len(first) == 4 and first < {run.key for run in runs}
 
 
 def test_models_may_have_inits_of_their_own():
     own = {"resnet50_slim": ["random", "transfusion:block2"]}
     knobs = {**KNOBS, "models": ["resnet50", "resnet50_slim"], "own_inits": own}
-    runs = experiments.runs("hybrids", **knobs)
+    runs = trainings("hybrids", **knobs)
     assert set(rates(runs)) == {
         ("resnet50", "random"),
         ("resnet50", "transfer"),
@@ -140,12 +225,12 @@ def test_models_may_have_inits_of_their_own():
     }
     (source,) = {run.init.source for run in runs if run.init.source}
     assert source.model == "resnet50"
-    named = experiments.runs("hybrids", **{**knobs, "weights": {"resnet50": "imagenet@1"}})
+    named = trainings("hybrids", **{**knobs, "weights": {"resnet50": "imagenet@1"}})
     assert {run.init.source for run in named} == {None, "imagenet@1"}
 
 
 def test_sources_may_have_images_of_their_own_size():
-    runs = experiments.runs("performance", **KNOBS, source_image_size=48)
+    runs = trainings("performance", **KNOBS, source_image_size=48)
     assert {(run.data.size, run.init.source.data.size) for run in runs if run.init.source} == {
         (32, 48)
     }
@@ -153,19 +238,17 @@ def test_sources_may_have_images_of_their_own_size():
 
 def test_small_training_sets_lie_within_larger_ones(cache, photographs):
     name = data.prepare("mine", size=32, folder=photographs).attrs["name"]
-    sizes = {"target": name, "valid_size": None, "test_size": None, "train_sizes": [3, 6, 24]}
-    runs = experiments.runs("small_data", **{**KNOBS, **sizes})
+    whole = {"target": name, "train_size": None, "valid_size": None, "test_size": None, "folds": 4}
+    runs = trainings("small_data", **{**KNOBS, **whole, "fold": 1}, train_sizes=[3, 6, None])
     assert len(runs) == 3 * 4
     assert len({run.init.source for run in runs if run.init.source}) == 1
     images = {run.data.train: data.load(run.data) for run in runs}
     train = {n: data.split_of(found, "train") for n, found in images.items()}
     pixels = {n: {p.tobytes() for p in part.pixels.values} for n, part in train.items()}
-    assert {n: len(part) for n, part in pixels.items()} == {3: 3, 6: 6, 24: 24}
-    assert pixels[3] < pixels[6] < pixels[24]
-    patients = {n: set(part.patient.values) for n, part in train.items()}
-    assert {n: len(part) for n, part in patients.items()} == {3: 2, 6: 3, 24: 12}  # whole ones
+    assert [len(pixels[n]) for n in (3, 6)] == [3, 6]
+    assert pixels[3] < pixels[6] < pixels[None]
     for split in ("valid", "test"):
-        assert data.split_of(images[3], split).equals(data.split_of(images[24], split))
+        assert data.split_of(images[3], split).equals(data.split_of(images[None], split))
 
 
 def test_variants_replace_knobs():
@@ -174,8 +257,8 @@ def test_variants_replace_knobs():
         "SGD": {"optimizer": "sgd", "lr": 0.1},
         "larger": {"image_size": 48, "seeds": 1},
     }
-    runs = experiments.runs("robustness", **KNOBS, variants=variants)
-    plain = experiments.runs("performance", **KNOBS)
+    runs = trainings("robustness", **KNOBS, variants=variants)
+    plain = trainings("performance", **KNOBS)
     assert runs[:4] == plain and len(runs) == 4 + 4 + 2
     assert {(run.optim.optimizer, run.optim.lr) for run in runs[4:8]} == {("sgd", 0.1)}
     assert {run.data.size for run in runs[8:]} == {48}
@@ -197,8 +280,9 @@ def test_bad_knobs_of_a_variant_are_named(changes, message):
 
 @pytest.mark.parametrize("chapter", ["tuning", "small_data", "robustness"])
 def test_a_chapter_without_its_own_list_is_an_error(chapter):
+    knobs = {**KNOBS, "models": []} if chapter == "tuning" else KNOBS
     with pytest.raises(ValueError, match=f"chapter '{chapter}' asks for no run: one of"):
-        experiments.runs(chapter, **KNOBS)
+        experiments.runs(chapter, **knobs)
 
 
 def test_no_test_image_reaches_the_choice_of_a_rate(cache, photographs, monkeypatch, tmp_path):
@@ -207,7 +291,8 @@ def test_no_test_image_reaches_the_choice_of_a_rate(cache, photographs, monkeypa
     own = {"target": name, "train_size": None, "valid_size": None, "test_size": None}
     knobs = {**KNOBS, **own, "inits": ["random"], "rates": [0.01, 0.001], "batch": 8}
     honest = collect("tuning", **knobs)
-    assert dict(honest.sizes) == {"lr": 2, "model": 1, "init": 1, "seed": 1, "step": 2}
+    sizes = {"lr": 2, "model": 1, "init": 1, "fold": 1, "seed": 2, "step": 2}
+    assert honest.auc.sizes == sizes
     shutil.copytree(cache / "datasets", tmp_path / "other/datasets")
     monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path / "other"))
     poison(name, 32)
@@ -249,22 +334,22 @@ def test_a_study_without_a_file(tmp_path, monkeypatch):
 
 def test_collect_computes_once_and_then_reads(cache, monkeypatch):
     first = experiments.collect("performance", **KNOBS)
-    arms = {"model": 1, "init": 2, "model_": 1, "init_": 2}
-    assert dict(first.sizes) == {"step": 2, "seed": 2, **arms}
+    assert first.auc.sizes == {"model": 1, "init": 2, "fold": 1, "seed": 2, "step": 2}
     assert first.init.values.tolist() == ["random", "transfer"]
     assert np.isfinite(first.test_auc).all() and first.attrs["train_images"] == 32
     runs = json.loads(first.attrs["runs"])
     specs = experiments.runs("performance", **KNOBS)
     assert [run["key"] for run in runs] == [spec.key for spec in specs]
     one = metrics.scored(store.read(specs[3].key))
-    assert first.test_auc.sel(model="cbr_tiny", init="transfer", seed=1) == one.test_auc
+    assert first.test_auc.sel(model="cbr_tiny", init="transfer", fold=0, seed=1) == one.test_auc
+    assert [run.get("lr") for run in runs] == [0.001] * 4 + [None] * 4, "a baseline has none"
     monkeypatch.setattr(schedule, "compute", None)
     assert experiments.collect("performance", **KNOBS).identical(first)
 
 
 def test_a_simulated_chapter_needs_no_runs():
     assert experiments.runs("methods", **studies.parameters("quick", "methods")) == []
-    assert experiments.is_collected("quick", "methods", [])
+    assert studies.is_collected("quick", "methods")
     assert "target" not in studies.parameters("quick", "methods")
 
 
@@ -289,13 +374,16 @@ def test_a_plan_counts_each_run_once_with_its_source(cache, study):
     assert plan.index.tolist() == ["performance", "representations", "weight_scaling", "all"]
     assert plan["runs"].tolist() == [5, 0, 2, 7]
     assert plan["comparisons"].tolist() == [0, 1, 0, 1]
-    assert plan["groups"].tolist() == [1, 1, 1, 3]  # what all need, the comparison, what one needs
+    assert plan["baselines"].tolist() == [4, 0, 0, 4]
+    # What all need, baselines that all need and that one needs; comparison; what one needs.
+    assert plan["groups"].tolist() == [3, 1, 1, 5]
     for column in plan:
         assert plan[column]["all"] == pytest.approx(plan[column][:-1].sum())
-    source = experiments.runs("performance", **KNOBS)[-1].init.source
-    trainings = [*experiments.runs("weight_scaling", **{**KNOBS, **scaling}), source]
-    (comparison,) = experiments.runs("representations", **KNOBS)
-    seconds = sum(map(schedule.cost, [*trainings, comparison])) / studies.CORE
+    *_, comparison = experiments.runs("representations", **KNOBS)
+    probes = experiments.runs("performance", **KNOBS)
+    everything = [*experiments.runs("weight_scaling", **{**KNOBS, **scaling}), *probes]
+    every = studies.everything([*everything, comparison])
+    seconds = sum(map(schedule.cost, every)) / studies.CORE
     assert plan["core-hours"]["all"] == pytest.approx(seconds / 3600)
     twice = studies.plan("made_up", core=studies.CORE / 2, gpu=studies.GPU / 2)
     for column in ("core-hours", "GPU-hours", "of these missing"):
@@ -356,34 +444,9 @@ def test_parameter_files_are_understood(study):
         )
 
 
-def tracked_studies():
-    return [s for s in ("cxr", "retina") if (ROOT / f"data_cache/first_edition/{s}").exists()]
-
-
-@pytest.mark.parametrize("study", tracked_studies())
-def test_tracked_results_are_those_of_the_parameter_files(study):
-    """The published pages need no training: every run that they ask for is collected."""
-    contents = yaml.safe_load((ROOT / "book/_toc.yml").read_text())
-    pages = [entry["file"] for part in contents["parts"] for entry in part["chapters"]]
-    shown = [page.partition("/")[2] for page in pages if page.startswith(f"{study}/")]
-    tracked = [path.stem for path in (ROOT / f"data_cache/first_edition/{study}").glob("*.zarr")]
-    assert shown and set(shown) == set(tracked)
-    for chapter in tracked:
-        specs = experiments.runs(chapter, **studies.parameters(study, chapter))
-        assert experiments.is_collected(study, chapter, specs), chapter
-
-
-@pytest.mark.parametrize("study", tracked_studies())
-def test_tuned_rates_are_those_of_the_tracked_tuning(study):
-    tuned = studies.parameters(study, "performance")["tuned"]
-    found = (ROOT / f"data_cache/first_edition/{study}/tuning.zarr").exists()
-    assert tuned == (effects.best_rates(store.open(study, "tuning")) if found else {})
-
-
 def test_precision_follows_the_machine(monkeypatch):
     (auto,) = {
-        run.optim.precision
-        for run in experiments.runs("performance", **{**KNOBS, "precision": "auto"})
+        run.optim.precision for run in trainings("performance", **{**KNOBS, "precision": "auto"})
     }
     assert auto == machine.precision() and auto in ("float32", "bfloat16")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")

@@ -162,6 +162,7 @@ def test_300_runs_take_less_than_10_megabytes_and_60_files(cache, rng, monkeypat
     monkeypatch.setattr(store, "_fsync", lambda _: None)  # for speed
     folder = store.records_folder("large")
     filters = ((32, 3, 5, 5), (32, 3, 7, 7), (32, 3, 7, 7), (64, 3, 7, 7))
+    specs = trainings("performance", **OPEN, folds=5)
     for i, name in enumerate(keys(300)):
         said = {
             f"{split}_logit": ((f"{split}_image", "logit"), rng.normal(size=(3755, 1)).astype("f2"))
@@ -170,8 +171,8 @@ def test_300_runs_take_less_than_10_megabytes_and_60_files(cache, rng, monkeypat
         first = rng.normal(size=filters[i % 4]).astype("f2")
         said["first_after"] = (("filter", "channel", "y", "x"), first)
         curve = {n: ("step", rng.random(20).astype("f4")) for n in ("auc", "auc_se", "loss")}
-        spec = config.dump(studies.specs("retina", "performance")[i % 32])
-        attrs = {"kind": "Run", "key": name, "status": "done", "spec": spec, "device": "cpu"}
+        attrs = {"kind": "Run", "key": name, "status": "done", "device": "cpu"}
+        attrs |= {"spec": config.dump(specs[i % len(specs)]), "precision": "bfloat16"}
         coords = {"step": np.arange(20)}
         records.append(folder, xr.Dataset({**said, **curve}, coords, attrs))
     files = records.compact("large")
@@ -224,11 +225,13 @@ def test_with_half_of_the_records_the_other_half_is_computed(study):
     before = collected()
     specs = studies.specs("made_up", "performance")
     lost = specs[::2]
+    assert {type(spec) for spec in lost} == {config.Run, config.Baseline}
     for spec in lost:
         shutil.rmtree(store.records_folder("made_up") / spec.key)
     for name in ("runs", "collected", "datasets"):
         shutil.rmtree(study / name)
-    todo = [t.key for t in schedule.missing(specs, "made_up") if isinstance(t, config.Run)]
+    missing = schedule.missing(specs, "made_up")
+    todo = [task.key for task in missing if not isinstance(task, config.Data)]
     sources = {s.init.source.key for s in lost if isinstance(s.init.source, config.Run)}
     assert set(todo) == {spec.key for spec in lost} | sources
     schedule.compute_here(specs, "made_up")
@@ -243,8 +246,8 @@ def test_with_half_of_the_records_the_other_half_is_computed(study):
 
 
 def test_a_comparison_asks_for_weights_again_and_plan_says_so(study):
-    for comparison in studies.specs("made_up", "representations"):
-        shutil.rmtree(store.records_folder("made_up") / comparison.key)
+    *_, comparison = studies.specs("made_up", "representations")
+    shutil.rmtree(store.records_folder("made_up") / comparison.key)
     assert studies.plan("made_up").loc["all", "trained again"] == 0
     shutil.rmtree(study / "runs")
     plan = studies.plan("made_up")
@@ -252,7 +255,7 @@ def test_a_comparison_asks_for_weights_again_and_plan_says_so(study):
     assert plan.loc["representations", "trained again"] == 5
     assert plan.loc["performance", "of these missing"] == 0 < plan.loc["all", "of these missing"]
     done = studies.status("made_up").loc["performance"]
-    assert done["done"] == 5 and done["to come"] == 0
+    assert done["done"] == 5 + 4 and done["to come"] == 0, "four are baselines"
 
 
 def test_what_is_shown_is_computed_from_the_logits_that_are_kept(study):
@@ -328,9 +331,52 @@ def machines(monkeypatch):
 OPEN = {**KNOBS, "precision": "any", "seeds": 1}
 
 
+def trainings(chapter, **knobs):
+    return [s for s in experiments.runs(chapter, **knobs) if isinstance(s, config.Run)]
+
+
+def shown(result):
+    """The precisions of the networks of a chapter; baselines, which have no choice, are apart."""
+    told = json.loads(result.attrs["runs"])
+    return {run["precision"] for run in told if not {"baseline", "probe"} & run.keys()}
+
+
+def test_a_repetition_is_of_one_fold_and_what_is_compared_is_in_one(tiny_run):
+    run = tiny_run()
+    fold, seed, images = (
+        replace(run, data=replace(run.data, folds=5, fold=1)),
+        replace(run, seed=1),
+        replace(run, data=replace(run.data, folds=5)),
+    )
+    assert len({records.repetition(spec) for spec in (run, fold, seed, images)}) == 4
+    alike = [
+        replace(run, model="resnet18"),
+        replace(run, optim=replace(run.optim, lr=0.1)),
+        replace(run, data=replace(run.data, train=16)),
+        tiny_run(init=config.Init(name="transfer", source=run)),
+    ]
+    assert {records.repetition(spec) for spec in alike} == {records.repetition(run)}
+
+
+def test_folds_may_be_computed_on_machines_of_other_precision(cache, machines):
+    """As repetitions may: each is in one, and a record says of which it is."""
+    runs = trainings("hybrids", **OPEN, folds=3)
+    for fold, fast in ((1, "bfloat16"), (2, "float32")):
+        machines(fast)
+        collect("hybrids", **OPEN, folds=3, fold=fold)
+    machines("bfloat16")
+    chosen = records.precisions("made_up", runs)
+    assert [chosen[run.key] for run in runs] == ["bfloat16", "bfloat16", "float32"] * 2
+    begun = records.begun(store.records_folder("made_up"))
+    for run in runs:
+        if run.data.fold:
+            assert begun[records.repetition(run)] == chosen[run.key]
+    assert records.repetition(runs[0]) not in begun
+
+
 def test_the_key_leaves_the_precision_open_and_the_record_says_it(cache, machines):
     machines("float32")
-    (run, _) = runs = experiments.runs("performance", **OPEN)
+    (run, *_) = runs = experiments.runs("performance", **OPEN)
     machines("bfloat16")
     assert [spec.key for spec in experiments.runs("performance", **OPEN)] == [r.key for r in runs]
     collect("performance", **OPEN)
@@ -354,7 +400,7 @@ def test_else_the_whole_repetition_is_computed_anew(cache, machines):
     machines("bfloat16")
     collect("performance", **OPEN)
     machines("float32")
-    runs = experiments.runs("performance", **more)
+    runs = trainings("performance", **more)
     assert set(records.precisions("made_up", runs).values()) == {"float32"}
     before = records.recorded("made_up", runs)
     assert len(before) == 2 and all(name.endswith("-bfloat16") for name in before.values())
@@ -362,10 +408,10 @@ def test_else_the_whole_repetition_is_computed_anew(cache, machines):
     assert set(missing) == {run.key for run in runs}
     schedule.compute_here(runs, "made_up")
     result = experiments.collect("performance", **more)
-    assert {run["precision"] for run in json.loads(result.attrs["runs"])} == {"float32"}
+    assert shown(result) == {"float32"}
     # Of the runs that are there in both, a chapter that needs no others shows one precision too.
     both = experiments.collect("performance", **OPEN)
-    assert len({run["precision"] for run in json.loads(both.attrs["runs"])}) == 1
+    assert len(shown(both)) == 1
     assert np.isfinite(result.test_auc).all()
 
 
@@ -387,13 +433,13 @@ def test_a_repetition_with_both_precisions_is_shown_in_one(cache, machines):
     machines("bfloat16")
     collect("performance", **OPEN)
     machines("float32")
-    (run, _) = runs = experiments.runs("performance", **OPEN)
+    (run, *_) = runs = experiments.runs("performance", **OPEN)
     store.discard(store.run_folder(run.key))
     train.fit(run)
     records.keep("made_up", run)
     assert {f"{run.key}-{p}" for p in ("float32", "bfloat16")} <= records.facts("made_up").keys()
     result = experiments.collect("performance", **OPEN)
-    assert {told["precision"] for told in json.loads(result.attrs["runs"])} == {"bfloat16"}
+    assert shown(result) == {"bfloat16"}
     assert schedule.missing(runs, "made_up") == []
 
 
@@ -403,8 +449,9 @@ def test_networks_of_a_comparison_are_of_one_precision(cache, machines):
     collect("performance", **OPEN)
     machines("float32")
     result = collect("representations", **compared)
-    assert {told["precision"] for told in json.loads(result.attrs["runs"])} == {"float32"}
-    (comparison,) = experiments.runs("representations", **compared)
+    *_, comparison = experiments.runs("representations", **compared)
+    told = {run["key"]: run["precision"] for run in json.loads(result.attrs["runs"])}
+    assert told[comparison.key] == "float32"
     assert {store.facts(run.key)["precision"] for run in comparison.runs} == {"float32"}
 
 

@@ -174,7 +174,7 @@ def test_a_page_of_text_may_be_called_like_a_chapter():
     """guide/performance.md is no chapter of a study named guide."""
     pages = render._pages("smoke")
     assert pages["performance"] == ("smoke", "performance")
-    assert pages["retina/performance"] == ("retina", "performance")
+    assert pages["cells/performance"] == ("cells", "performance")
     assert not [page for page in pages if page.startswith("guide")]
 
 
@@ -196,11 +196,19 @@ def test_a_book_of_what_is_whole_says_what_is_missing(without_build, capsys):
     said = capsys.readouterr().err
     assert "left out: small_data (transfusion run smoke --chapter small_data)" in said
     front = nbformat.read(without_build / "intro.ipynb", 4).cells[1].source
-    missing = set(render._pages("smoke")) - {"intro", "data", "performance"}
+    mine = {page for page, place in render._pages("smoke").items() if place[0] == "smoke"}
+    missing = mine - {"intro", "data", "performance"}
     assert "Not in this build" in front and all(page in front for page in missing)
     contents = (without_build / "_toc.yml").read_text()
-    assert "file: data" in contents and "small_data" not in contents
-    assert "retina/" not in contents and "caption: Real" not in contents
+    assert "file: data" in contents and "file: small_data" not in contents
+
+
+def test_a_page_of_another_study_says_that_it_is_still_to_come(without_build):
+    render.book("smoke")
+    page = (without_build / "cells/performance.md").read_text()
+    assert page.startswith("# Does transfer change the final AUC")
+    assert "(blood cells)" in page and "transfusion run cells --chapter performance" in page
+    assert re.search(r"Still to come: \d+ of 93 trainings, comparisons and baselines", page)
 
 
 def test_a_page_that_was_left_out_leaves_the_staged_book(without_build):

@@ -1,4 +1,5 @@
 import io
+import json
 import re
 
 import holoviews as hv
@@ -6,15 +7,32 @@ import numpy as np
 import PIL.Image
 import pytest
 import xarray as xr
-from transfusion import claims, effects, figures, paper, report, representations, simulation, store
+from transfusion import (
+    claims,
+    effects,
+    figures,
+    paper,
+    report,
+    representations,
+    simulation,
+    store,
+    studies,
+)
 
+from . import made_up
 from .made_up import (
+    COMPARED,
     FALLING,
+    LARGE,
     LEVEL,
-    SEEDS,
+    RUNS,
+    at_rates,
     changed,
     efficiency,
+    failed,
     first_layers,
+    frozen,
+    ignorant,
     performance,
     predicted,
     scored,
@@ -28,70 +46,104 @@ COSTS = {"memory": ("model", [1, 2]), "seconds": ("model", [1, 2])}
 CURVES = two((300, 100), (300, 130), noise=0)
 
 
+def of_study(results, study):
+    return results.assign_attrs(runs="[]", parameters=json.dumps({"study": study}))
+
+
 def test_verdicts_in_words():
-    verdicts = ["holds", "differs", "holds", "holds"]
+    verdicts = ["holds", "differs", "holds", "not testable"]
     assert report.counted(verdicts, ["cbr_tiny", "resnet50", "cbr_small", "cbr_large_t"]) == (
-        "holds for CBR-Tiny, CBR-Small and CBR-LargeT; differs for ResNet-50"
+        "holds for CBR-Tiny and CBR-Small; differs for ResNet-50; not testable for CBR-LargeT"
     )
-    assert report.counted(verdicts) == "holds 3 of 4 times; differs 1 of 4 times"
+    assert report.counted(verdicts[:3]) == "holds 2 of 3 times; differs 1 of 3 times"
 
 
 def test_tables_show_interval_and_n():
-    results = performance([0.0, 0.0])
-    text = report.performance_table(results).data
-    assert "CBR-Tiny" in text and "95.8†" in text and "96.4" in text
-    text = report.difference_table(effects.gains(results), "gain").data
-    assert text.count(f"(n&nbsp;=&nbsp;{SEEDS})") == 2 and "holds" in text
+    table = effects.table(effects.gains(performance([0.0, 0.0])))
+    text = report.difference_table(table, "gain").data
+    assert text.count(f"(n&nbsp;=&nbsp;{RUNS}, 150 patients)") == 2 and "holds" in text
     assert "+0.054" in report.measures_table(similarity([0.0, 0.054], noise=0)).data
-    assert "+0.054" in report.gap_table(similarity([0.0, 0.054], noise=0)).data
+    gaps = report.gap_table(similarity([0.0, 0.054], noise=0)).data
+    assert f"+0.054 [+0.054,&nbsp;+0.054] (n&nbsp;=&nbsp;{COMPARED})" in gaps
     text = report.speedup_table(effects.speedups(CURVES)).data
     assert "2.3 [2.3,&nbsp;2.3]" in text and "<td>2.3</td>" in text  # ours, and the paper's
     moved = [[0.1, 0.05], [0.01, 0.01]]
     layers = first_layers(moved, [[[0, 0], [0.5, 0.25]], [[0, 0], [0.8, 0.8]]])
     text = report.movement_table(representations.movements(layers)).data
-    assert "CBR-Small" in text and "50, 25" in text and "-25 [-27,&nbsp;-23]" in text
+    assert "CBR-Small" in text and "50, 25" in text and "-25 [-25,&nbsp;-25]" in text
+
+
+def cells(html):
+    """Of a table, rows of what stands in them."""
+    return [re.findall("<t[dh][^>]*>(.*?)</t[dh]>", row) for row in html.split("<tr")[1:]]
+
+
+def test_levels_begin_with_what_needs_no_training():
+    results = of_study(frozen([0.05, 0.05]), "retina")
+    head, *rows = cells(report.levels_table(results).data)
+    baselines = ["18 statistics", "thumbnail 8×8"]
+    probes = [f"frozen {i} features, {m}" for m in ("CBR-Small", "ResNet-50")
+              for i in ("random", "pretrained")]  # fmt: skip
+    assert [row[0] for row in rows][:6] == baselines + probes
+    assert head[-2:] == ["learned", "paper"]
+    assert {tuple(row[-2:]) for row in rows[6:]} >= {("yes", "95.7†"), ("yes", "96.7")}
+    found = dict(zip(head, rows[-1], strict=True))
+    assert found["above 18 statistics"].startswith("+20.") and found["n"] == str(RUNS)
+    other = report.levels_table(of_study(ignorant(results), "cells")).data
+    assert other.count("not learned") == 4 and "96.7" not in other
+
+
+def test_what_decides_stands_below_its_rows():
+    rows = cells(report.effect_table(effects.gains, performance([0.0, 0.05])).data)
+    assert [row[0] for row in rows[1:]] == ["CBR-Tiny", "ResNet-50", "<b>mean, decides</b>"]
+    assert ["holds" in row[-1] for row in rows[1:]] == [True, False, False]
+    assert rows[3][1].startswith("+2.5 [+2.4,&nbsp;+2.6]")
+    lost = ignorant(performance([0.0, 0.05]), model=LARGE)
+    rows = cells(report.effect_table(effects.gains, lost).data)
+    assert rows[2][-1] == report.badge("not testable") and rows[3][1].startswith("+0.0")
+    none = report.effect_table(effects.gains, ignorant(performance(0.0))).data
+    assert none.count("not testable") == 2 and "decides" not in none
+    assert "No run" in report.effect_table(effects.gains, failed(performance(0.0))).data
+
+
+def test_what_decides_stands_at_each_rate():
+    results = at_rates(performance(0.0), performance(0.05))
+    rows = cells(report.effect_table(effects.gains, results).data)
+    assert [row[0] for row in rows[1:]] == ["0.0003"] * 3 + ["0.001"] * 3
+    assert [row[1] for row in rows].count("<b>mean, decides</b>") == 2
+    keyed = cells(report.effect_table(effects.keeping_up, performance(0.0)).data)
+    assert keyed[-1][:2] == ["<b>mean, decides</b>", ""]
+
+
+def test_a_bound_is_no_interval():
+    table = effects.speedups(two((300, 5000), (300, 100), noise=0))
+    text = report.speedup_table(table).data
+    assert "≤ 0." in text and "3.0 [3.0,&nbsp;3.0]" in text and "inconclusive" in text
+    assert "No run" in report.speedup_table(table.iloc[:0]).data
 
 
 def test_tables_of_other_chapters():
-    films = scored({("cbr_tiny", "random"): 1.0, ("cbr_tiny", "transfer"): 1.5}, FINDINGS)
+    films = scored({("cbr_tiny", "random"): [1.0] * 2, ("cbr_tiny", "transfer"): [1.5] * 2},
+                   FINDINGS)  # fmt: skip
     text = report.finding_table(films).data
-    assert all(finding in text for finding in FINDINGS) and "+0.55" not in text
+    assert all(finding in text for finding in FINDINGS) and "p, adjusted" in text
     assert "one question" in report.finding_table(performance([0.0, 0.0])).data
-    assert "No run" in report.difference_table(effects.variants(CURVES), "difference").data
+    table = effects.gabors_beside(performance([0.0, 0.0]))
+    assert "No run" in report.difference_table(table, "difference").data
     costs = efficiency({"cbr_tiny": (1_000_000, 5_000_000)})
     extra = {"memory": ("model", [2e6, 3e6]), "seconds": costs.test_auc * 0 + 7}
     assert "<td>0.005</td>" in report.cost_table(costs.assign(extra)).data
-    rates = xr.concat([CURVES.isel(seed=[0]), 0.9 * CURVES.isel(seed=[0])], "lr")
-    text = report.tuning_table(rates.assign_coords(lr=[0.001, 0.01])).data
-    assert text.count("<b>") == CURVES.sizes["model"] * CURVES.sizes["init"]
     text = report.source_table(sources([0.6, 0.7])).data
     assert "net0" in text and "70.0" in text
     assert "No network" in report.source_table(performance([0.0, 0.0])).data
 
 
-def test_the_front_page_links_each_answer_to_its_chapter(cache):
-    for study, gain in (("quick", 0.0), ("retina", 0.05)):
-        store.save(study, "performance", performance(gain).assign_attrs(runs="[]"))
-    text = report.claims_table(["quick", "retina", "cxr"], main="quick").data
-    assert 'href="performance.html"' in text and 'href="retina/performance.html"' in text
-    first = re.findall("<td>(.*?)</td>", text.split("<tr")[2])
-    heads = re.findall(">([^<]*)</th>", text.split("<tr")[1])[1:]
-    cells = dict(zip(heads, first, strict=True))
-    assert cells["Paper"] == "+0.3 points, ResNet-50 (Table 1, retinas)"
-    assert text.count("<tr") == 1 + len(claims.CLAIMS) and "Chest films" in text
-    assert "differs" in text and cells["Chest films"] == "–"
-
-
-def test_answers_lead_to_their_pages_and_are_counted(cache):
-    store.save("retina", "performance", performance(0.05).assign_attrs(runs="[]"))
-    table = claims.table("retina")
-    text = report.answers(table, "retina", "transfer").data
-    assert 'href="retina/performance.html"' in text and f"(n&nbsp;=&nbsp;{SEEDS})" in text
-    verdicts = list(table["verdict"])
-    assert verdicts.count("differs") == 1
-    assert report.tally("retina").startswith(f"of {len(verdicts)} claims, ")
-    assert "1 differs" in report.tally("retina")
-    assert report.tally("cxr") == "no claim was tested yet"
+def test_the_chosen_rate_is_bold():
+    low, high = performance(0.02, folds=1), performance(0.01, folds=1)
+    rates = made_up.stacked({0.001: low, 0.01: high, 0.1: failed(high, seed=0)}, "lr")
+    text = report.tuning_table(rates).data
+    assert text.count("<b>") == 4 and "<b>82.00</b>" in text
+    assert text.count("at an end") == 4
 
 
 def test_a_box_has_claim_number_and_verdict():
@@ -99,6 +151,63 @@ def test_a_box_has_claim_number_and_verdict():
     text = report.verdict_box(performance([0.0, 0.0]), *names).data
     assert text.count("<p>Paper:") == 2 and "holds" in text and "p&nbsp;below 0.001" in text
     assert "Transfer hardly changes the final AUC." in text and "edema" not in text
+    assert text.count("without the fold that chose the rates") == 2
+    lost = report.verdict_box(ignorant(performance(0.0)), "transfer").data
+    assert report.badge("not testable") in lost and "have not learned the task" in lost
+    assert 'class="verdict not-testable"' in lost and "for all claims" not in lost
+
+
+def test_a_box_decides_by_the_p_of_all_claims(cache, monkeypatch):
+    """Of a study that asks more than the page shows, and has nothing else yet."""
+    results = of_study(performance(0.0, noise=0.008, seed=1), "made_up")
+    by_itself = claims.decide("transfer", results)
+    assert by_itself.verdict == "holds" and 0.005 < by_itself.p < 0.05
+    assert "holds" in report.verdict_box(results, "transfer").data
+    monkeypatch.setattr(claims, "_chapters", lambda study: ["performance", *MANY])
+    text = report.verdict_box(results, "transfer").data
+    asked = sum(c.chapter in ("performance", *MANY) and not c.exploratory
+                for c in claims.CLAIMS.values())  # fmt: skip
+    assert report.badge("inconclusive") in text and "by itself holds" in text
+    assert f"p&nbsp;{report._p(min(1, asked * by_itself.p))} for all claims" in text
+
+
+MANY = ("small_data", "representations", "overparametrization", "first_layer", "weight_scaling",
+        "transfusion", "hybrids")  # fmt: skip
+
+
+@pytest.fixture
+def collected_alone(cache, monkeypatch):
+    """Of studies what is saved here, whatever their parameters ask for."""
+    monkeypatch.setattr(studies, "studies", lambda: [])
+
+
+def test_the_front_page_links_each_answer_to_its_chapter(collected_alone, monkeypatch):
+    monkeypatch.setattr(report, "_is_to_come", lambda study, chapter: study == "chest")
+    for study, gain in (("quick", 0.0), ("retina", 0.05)):
+        store.save(study, "performance", of_study(performance(gain), study))
+    text = report.claims_table(["quick", "retina", "cxr", "chest"], main="quick").data
+    assert 'href="performance.html"' in text and 'href="retina/performance.html"' in text
+    head, first, *rest = cells(text)
+    told = dict(zip(head, first, strict=True))
+    assert told["Paper"] == "+0.3 points, ResNet-50 (Table 1, retinas)"
+    assert len(rest) + 1 == len(claims.CLAIMS) and "holds" in told["Drawn retinas"]
+    assert report.badge("differs") in told["Real retinas"] and told["NIH chest films"] == "–"
+    assert 'href="chest/performance.html"' in told["Pneumonia of children"]
+    assert "still to come" in told["Pneumonia of children"]
+
+
+def test_answers_lead_to_their_pages_and_are_counted(collected_alone):
+    store.save("retina", "performance", of_study(performance(0.05), "retina"))
+    table = claims.table("retina")
+    text = report.answers(table, "retina", "transfer").data
+    assert 'href="retina/performance.html"' in text and f"(n&nbsp;=&nbsp;{RUNS}, 150" in text
+    verdicts = list(table["verdict"])
+    assert verdicts.count("differs") == 1
+    assert report.tally("retina").startswith(f"of {len(verdicts)} claims, ")
+    assert "1 differs" in report.tally("retina")
+    assert report.tally("drawn") == "no claim was tested yet"
+    store.save("cxr", "performance", of_study(ignorant(performance(0.05)), "cxr"))
+    assert report.tally("cxr") == f"of {len(verdicts)} claims, {len(verdicts)} are not testable"
 
 
 def test_footer_names_every_run():
@@ -117,10 +226,10 @@ def test_figures_are_drawn():
     assert list(by_model.keys())[0] == ("ResNet-50", "mean CCA") and len(by_model) == 4
     overlay = by_model["ResNet-50", "linear CKA"]
     marks = overlay.get(1).data
-    assert len(marks) == 2 * SEEDS * (SEEDS - 1) / 2  # two blocks, pairs of random networks
-    assert len(figures.maps(similarity([0, 0]))["CBR-Tiny", "mean CCA"].data) == 4
+    assert len(marks) == 2 * COMPARED * (COMPARED - 1) / 2  # two blocks, pairs of random networks
+    assert len(figures.maps(similarity([0, 0]))["CBR-Small", "mean CCA"].data) == 4
     before_after = changed([FALLING, LEVEL], [LEVEL, LEVEL])
-    assert len(figures.change(before_after)["CBR-Small", "mean CCA"].get(1).data) == 4 * SEEDS
+    assert len(figures.change(before_after)["CBR-Small", "mean CCA"].get(1).data) == 4 * COMPARED
     against = figures.against_size(representations.kept(before_after), before_after.parameters)
     assert set(against.get(0).data["parameters"]) == {1, 2}  # millions
     assert len(figures.foretold(predicted([[0, 0], [1, 0]]))) == 4
@@ -134,13 +243,15 @@ def test_figures_are_drawn():
     assert (np.abs(filters - 127).max(1) == 127).all()  # each in its own range
     assert (between == 255).all() and (tiles[20:] == 255).all()
     assert len(figures.efficiency(efficiency({"cbr_tiny": (1, 5)}).assign(COSTS))) == 4
-    gains = effects.gains(performance([0.0, 0.05]))
+    gains = effects.table(effects.gains(performance([0.0, 0.05])))
     assert len(figures.intervals(gains, "gain", "points").get(2).data) == 2
-    assert len(figures.arms(performance([0.0, 0.05]))) == 4
+    marks = [e for e in figures.arms(performance([0.0, 0.05])) if type(e) is hv.Scatter]
+    assert [len(m.data) for m in marks] == [RUNS] * 4
     costs = figures.efficiency(efficiency({"cbr_tiny": (1, 5)}).assign(COSTS))["parameters"]
     assert {*costs.get(2).data["name"]} == {"CBR-Tiny", "ResNet-50"}
-    rates = xr.concat([CURVES.isel(seed=[0])] * 2, "lr").assign_coords(lr=[0.001, 0.01])
-    assert len(figures.tuning(rates)) == 2
+    rates = at_rates(CURVES, CURVES)
+    assert len(figures.tuning(rates, effects.last_validation(rates))) == 2
+    assert len(figures.at_rates(figures.arms, rates)) == 2
     simulated = simulation.simulate([20, 40], neurons=4, positions=2, tau=0.5, repeats=2)
     assert len(figures.chance(simulated)) == 3 and len(figures.few_datapoints(simulated)) == 6
 
@@ -158,8 +269,9 @@ def test_series_are_named_beside_their_marks():
         assert 1.05 / (light @ (0.2126, 0.7152, 0.0722) + 0.05) >= 4.5, color
     named = [e for e in figures.curves(CURVES)["ResNet-50"] if type(e) is hv.Labels]
     assert list(named[0]["name"]) == ["random", "Mean Var"]
-    many = xr.concat([CURVES.assign_coords(init=[f"transfusion:{a}", f"suffix:{a}"])
-                      for a in ("block1", "block2")], "init")  # fmt: skip
+    parts = [CURVES[["auc"]].assign_coords(init=[f"transfusion:{a}", f"suffix:{a}"])
+             for a in ("block1", "block2")]  # fmt: skip
+    many = xr.concat(parts, "init", data_vars="all", coords="minimal", join="exact")
     assert not any(type(e) is hv.Labels for e in figures.curves(many)["ResNet-50"])
 
 

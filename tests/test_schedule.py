@@ -24,7 +24,7 @@ def test_lost_weights_are_trained_again(cache):
     run = experiments.runs("performance", **KNOBS)[0]
     before = store.weights_path(run.key).read_bytes()
     store.weights_path(run.key).write_bytes(b"cut")
-    (comparison,) = experiments.runs("representations", **KNOBS)
+    *_, comparison = experiments.runs("representations", **KNOBS)
     assert [spec.key for spec in schedule.missing([comparison])] == [run.key, comparison.key]
     schedule.compute_here([comparison])
     assert store.weights_path(run.key).read_bytes() == before
@@ -51,15 +51,15 @@ def die_on_seed_1(fields, precision):
 )
 def test_accidents_are_reported_with_key_and_log(cache, monkeypatch, accident, message):
     monkeypatch.setattr(schedule, "_perform", accident)
-    runs = experiments.runs("performance", **{**KNOBS, "inits": ["random"]})
+    runs = experiments.runs("performance", **{**KNOBS, "inits": ["random"]})[:2]
     with pytest.raises(schedule.Failed, match=f"{runs[1].key}: .*{message}.*log"):
         schedule.compute(runs, jobs=1)
 
 
 def test_a_killed_process_takes_only_its_own_run_along(cache, monkeypatch):
     monkeypatch.setattr(schedule, "_perform", die_on_seed_1)
-    runs = experiments.runs("performance", **{**KNOBS, "inits": ["random"], "seeds": 4})
-    with pytest.raises(schedule.Failed, match="1 of 5 could not") as failed:
+    runs = experiments.runs("hybrids", **{**KNOBS, "inits": ["random"], "seeds": 4})
+    with pytest.raises(schedule.Failed, match="1 of 7 could not") as failed:
         schedule.compute(runs, jobs=1)
     assert runs[1].key in str(failed.value) and runs[2].key not in str(failed.value)
 
@@ -89,6 +89,15 @@ def test_images_are_drawn_once_and_what_is_needed_goes_first(cache):
     assert [task for task in again if isinstance(task, config.Data)] == drawn[1:]
 
 
+def test_sources_go_before_the_probes_of_their_features():
+    tasks = schedule.missing(experiments.runs("performance", **KNOBS))
+    places = {task.key: place for place, task in enumerate(tasks)}
+    probes = [task for task in tasks if isinstance(task, config.Baseline)]
+    assert len(probes) == 4
+    for probe in probes:
+        assert all(places[need.key] < places[probe.key] for need in schedule.needs(probe))
+
+
 def test_long_runs_go_before_short_ones():
     long, short = (
         experiments.runs("performance", **{**KNOBS, "steps": steps})[0] for steps in (40, 4)
@@ -98,7 +107,7 @@ def test_long_runs_go_before_short_ones():
 
 
 def test_specifications_survive_the_trip_to_a_worker():
-    for spec in experiments.runs("representations", **KNOBS):
+    for spec in experiments.runs("representations", **KNOBS, folds=5):
         assert config.load(json.loads(json.dumps(config.dump(spec)))) == spec
 
 

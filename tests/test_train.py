@@ -14,7 +14,8 @@ import pytest
 import torch
 import xarray as xr
 from safetensors.torch import load_file
-from transfusion import config, data, models, reference, store, train
+from scipy import stats
+from transfusion import config, data, metrics, models, reference, store, train
 
 from .conftest import ROOT, poison
 
@@ -32,7 +33,7 @@ def same_weights(a, b):
 def test_a_run_gives_a_curve_weights_and_test_scores(cache, tiny_run):
     result = train.fit(tiny_run())
     assert result.step.values.tolist() == [2, 4, 6]
-    assert result.attrs["status"] == "done" and result.attrs["best_step"] in (2, 4, 6)
+    assert result.attrs["status"] == "done" and result.attrs["train_images"] == 48
     assert result.test_score.shape == (40, 5)
     np.testing.assert_allclose(result.test_score.sum("output"), 1, rtol=1e-5)
     assert np.isfinite([result.test_auc, result.test_ap]).all()
@@ -75,13 +76,99 @@ def test_an_epoch_visits_every_image_once(tiny_run):
         assert sorted(rows.tolist()) == list(range(48))
 
 
+def test_the_last_step_is_kept_however_good_another_was(cache, tiny_run):
+    """Weights, curve and what is said of validation images are all of it."""
+    run = tiny_run(lr=0.02)
+    result = train.fit(run)
+    valid = data.split_of(data.load(run.data), "valid")
+    reached, error = train.auc(
+        valid, train.scores(train.network(run, trained=True), valid, "float32")
+    )
+    assert np.float32(reached) == result.auc.values[-1]
+    assert np.float32(error) == result.auc_se.values[-1]
+    assert result.auc.values[-1] < result.auc.values.max(), "another was better"
+    said = metrics.probabilities(result.valid_logit.values, "grades")
+    assert train.auc(valid, said)[0] == pytest.approx(reached, abs=0.01)
+
+
+def test_further_evaluations_are_points_of_the_curve_and_leave_no_trace(
+    cache, tiny_run, monkeypatch, tmp_path
+):
+    plain, state = train.fit(tiny_run()), weights(tiny_run())
+    more = tiny_run(evaluate_at=(1, 2, 5))
+    result = train.fit(more)
+    assert result.step.values.tolist() == [1, 2, 4, 5, 6]
+    assert same_weights(weights(more), state)
+    assert result.auc.sel(step=plain.step).equals(plain.auc)
+    two, four = plain.loss.values[:2]
+    assert result.loss.values[0] + result.loss.values[1] == pytest.approx(2 * two)
+    assert result.loss.values[2] == pytest.approx(four), "the mean since the point before"
+
+
+def test_folds_are_other_networks_and_other_chances(tiny_run):
+    runs = [tiny_run(seed=seed) for seed in (0, 1)]
+    runs += [replace(r, data=replace(r.data, folds=5, fold=f)) for r in runs for f in (1, 2)]
+    chances = [number for run in runs for number in train.seeds(run).values()]
+    assert len(set(chances)) == len(chances) == 6 * 4
+    first, other = (train.network(run, trained=False).state_dict() for run in (runs[0], runs[2]))
+    assert not torch.equal(first["block1.0.weight"], other["block1.0.weight"])
+    assert not torch.equal(train._rows(runs[0], 48, 0), train._rows(runs[2], 48, 0))
+    dealt = replace(runs[0], data=replace(runs[0].data, folds=5))
+    assert train.seeds(dealt) == train.seeds(runs[0]), "of how many makes no difference"
+
+
 def test_augmentation_mirrors_half_of_the_images(rng):
     pixels = torch.from_numpy(rng.integers(0, 255, (400, 3, 4, 4), dtype=np.uint8))
     torch.manual_seed(0)
-    found = train.augment(pixels)
+    found = train.augment(pixels, "mirror")
     kept = (found == pixels).all(dim=(1, 2, 3))
     assert torch.equal(found[~kept], pixels[~kept].flip(3))
     assert 150 < kept.sum() < 250
+
+
+@pytest.mark.parametrize("size", [16, 20, 32])
+def test_crops_move_each_image_by_an_eighth_at_most_and_mirror_its_rim(size, rng):
+    """Each is a window of the image, mirrored or not, which goes on beyond its rim in a mirror."""
+    pixels = rng.integers(0, 255, (300, 3, size, size), dtype=np.uint8)
+    torch.manual_seed(0)
+    found = train.augment(torch.from_numpy(pixels), "mirror and crops")
+    assert found.shape == pixels.shape and found.dtype == torch.uint8
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    most = size // 8
+    rim = ((0, 0), (most, most), (most, most))
+    windows = range(2 * most + 1)
+    seen = []
+    for before, after in zip(pixels, found.numpy(), strict=True):
+        around = np.pad(before, rim, mode="reflect")
+        (place,) = [
+            (y, x, flip)
+            for y, x, flip in itertools.product(windows, windows, (1, -1))
+            if np.array_equal(around[:, y : y + size, x : x + size][..., ::flip], after)
+        ]
+        seen.append(place)
+    down, right, flips = (np.array(found) for found in zip(*seen, strict=True))
+    for moved in (down, right):
+        counts = np.bincount(moved, minlength=2 * most + 1)
+        assert stats.chisquare(counts).pvalue > 0.001, "every shift as often"
+    assert 110 < (flips == 1).sum() < 190
+    for pair in ((down, right), (down, flips), (right, flips)):
+        assert abs(np.corrcoef(*pair)[0, 1]) < 0.2, "by chances of their own"
+
+
+@pytest.mark.parametrize("how", ["mirror", "mirror and crops"])
+def test_augmentation_follows_the_seed(how, rng):
+    pixels = torch.from_numpy(rng.integers(0, 255, (20, 3, 16, 16), dtype=np.uint8))
+    found = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        found.append(train.augment(pixels, how))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
+def test_a_recipe_says_how_its_images_are_augmented(cache, tiny_run):
+    plain, crops = tiny_run(), tiny_run(augmentation="mirror and crops")
+    assert (train.fit(plain).loss != train.fit(crops).loss).any()
+    assert torch.equal(train._rows(plain, 48, 1), train._rows(crops, 48, 1))
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
@@ -99,7 +186,7 @@ def test_unknown_labels_do_not_count():
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_no_test_image_reaches_training_or_the_choice_of_a_checkpoint(
+def test_no_test_image_reaches_training(
     cache, tiny_run, photographs, monkeypatch, tmp_path, optimizer
 ):
     """Other test images with other labels, under the same key: all the rest is bit for bit."""
@@ -112,7 +199,7 @@ def test_no_test_image_reaches_training_or_the_choice_of_a_checkpoint(
     poison(name, 32)
     result = train.fit(run)
     xr.testing.assert_equal(result[["auc", "loss"]], honest[["auc", "loss"]])
-    assert result.attrs["best_step"] == honest.attrs["best_step"]
+    xr.testing.assert_equal(result.valid_logit, honest.valid_logit)
     assert same_weights(state, weights(run))
     assert result.test_auc != honest.test_auc
     assert (result.test_score != honest.test_score).any("output").all()
@@ -163,7 +250,9 @@ import torch
 from transfusion import config, train
 torch.set_num_threads(1)
 images = config.Data(name="fundus", size=32, train=48, valid=32, test=40)
-optim = config.Optim(steps=100, batch=8, evaluations=50)
+optim = config.Optim(
+    steps=100, batch=8, evaluations=40, evaluate_at=(1, 33), augmentation="mirror and crops"
+)
 run = config.Run(data=images, model="cbr_tiny", init=config.Init(), optim=optim)
 print(run.key, flush=True)
 train.fit(run, checkpoint_seconds=0)
@@ -203,12 +292,16 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize(("optimizer", "init"), [("adam", "random"), ("sgd", "frozen:block2")])
+@pytest.mark.parametrize(
+    ("optimizer", "init", "augmentation"),
+    [("adam", "random", "mirror and crops"), ("sgd", "frozen:block2", "mirror")],
+)
 def test_interrupted_runs_end_in_the_same_bits(
-    cache, tiny_run, monkeypatch, tmp_path, optimizer, init
+    cache, tiny_run, monkeypatch, tmp_path, optimizer, init, augmentation
 ):
     start = config.Init(name=init, source=None if init == "random" else tiny_run(seed=9))
-    run = tiny_run(optimizer=optimizer, init=start, evaluations=6)
+    recipe = {"optimizer": optimizer, "augmentation": augmentation}
+    run = tiny_run(init=start, evaluations=3, evaluate_at=(1, 3, 5), **recipe)
     save, saved = train._save, itertools.count(1)
 
     def cut_short(*state):
@@ -264,14 +357,10 @@ def test_a_batch_can_be_learned_by_heart(cache, tiny_run, optimizer, lr):
 @pytest.mark.parametrize(
     ("optimizer", "block"), [("adam", "block2"), ("sgd", "block2"), ("sgd", "block4")]
 )
-def test_what_is_frozen_stays_bit_for_bit(cache, tiny_run, monkeypatch, optimizer, block):
-    rising = itertools.count()
-    monkeypatch.setattr(
-        train, "_auc", lambda *_: (float(next(rising)), 0.0)
-    )  # the last step is kept
+def test_what_is_frozen_stays_bit_for_bit(cache, tiny_run, optimizer, block):
     start = config.Init(name=f"frozen:{block}", source=tiny_run(seed=9))
     run = tiny_run(optimizer=optimizer, init=start, lr=0.01)
-    assert train.fit(run).attrs["best_step"] == run.optim.steps
+    assert train.fit(run).attrs["status"] == "done"
     before, after = (train.network(run, trained=t).state_dict() for t in (False, True))
     net = models.build(run.model, outputs=5)
     frozen = models.tensors(net, models.upto(net, block))

@@ -106,7 +106,7 @@ def moments(
     images: xr.Dataset,
     *,
     positions: int = 16,
-    neurons: int | None = None,
+    neurons: float | None = None,
     seed: int = 0,
     across: Sequence[int] = (),
     checkpoint: Path | None = None,
@@ -114,10 +114,10 @@ def moments(
     """Second moments of each block over all networks (of `extractor`), nothing being stored.
 
     Each image gives `positions` random places of a map, the same in all networks, and each block
-    `neurons` random channels (default: all), the same in networks of one width. The blocks of the
-    networks `across` are also put beside each other, as layer ACROSS: first all blocks of the
-    first, and so on. Images come in random order, for the null pairs neighbours. A run killed
-    after a `checkpoint` goes on from there, to the same bits on a CPU.
+    `neurons` random channels, or below 1 that share of them (default: all), the same in networks of
+    one width. The blocks of the networks `across` are also put beside each other, as layer ACROSS:
+    first all blocks of the first, and so on. Images come in random order, for the null pairs
+    neighbours. A run killed after a `checkpoint` goes on from there, to the same bits on a CPU.
     Raises ValueError for fewer than 2 images, and for networks with different blocks.
     """
     pixels = images["pixels"].values
@@ -137,7 +137,7 @@ def stored_moments(
     trees: Sequence[xr.DataTree],
     *,
     positions: int = 16,
-    neurons: int | None = None,
+    neurons: float | None = None,
     seed: int = 0,
     across: Sequence[int] = (),
 ) -> similarity.SecondMoments:
@@ -162,7 +162,7 @@ def _moments(
     read: Read,
     images: int,
     positions: int,
-    neurons: int | None,
+    neurons: float | None,
     seed: int,
     across: Sequence[int],
     checkpoint: Path | None,
@@ -208,7 +208,7 @@ def _batches(
     images: int,
     shapes: list[dict[str, Shape]],
     positions: int,
-    neurons: int | None,
+    neurons: float | None,
     seed: int,
     across: Sequence[int],
     start: int,
@@ -240,9 +240,11 @@ def _slices(images: int, limit: int) -> list[slice]:
     return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
 
 
-def _channels(seed: int, block: int, width: int, neurons: int | None) -> np.ndarray:
+def _channels(seed: int, block: int, width: int, neurons: float | None) -> np.ndarray:
     order = np.random.default_rng([seed, block, width]).permutation(width)
-    return order[: neurons or width]
+    if neurons is None:
+        return order
+    return order[: int(neurons) if neurons >= 1 else max(1, round(neurons * width))]
 
 
 def places(

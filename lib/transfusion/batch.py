@@ -72,11 +72,22 @@ def run(
         begun, code = time.time(), 0
         if todo:
             schedule.check(_missing(study, todo))
-            with _log(study).open("a") as log:
-                command = _snakemake(study, wanted, jobs, profile)
-                process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[lock])
-                code = _watch(study, process, todo)
+            code = _make(study, wanted, todo, jobs, profile, lock)
+        early = [job for job in todo if job.file.exists() and not _is_fresh(study, job)]
+        if early:  # pages whose verdicts were corrected before the last results were there
+            _remove_stale(study, early)
+            code = _make(study, early, early, jobs, profile, lock) or code
     _report(study, wanted, todo, begun, code)
+
+
+def _make(
+    study: str, wanted: list[Job], todo: list[Job], jobs: int | None, profile: str, lock: int
+) -> int:
+    """Let Snakemake make what is wanted, of which this is to do; its exit code."""
+    with _log(study).open("a") as log:
+        command = _snakemake(study, wanted, jobs, profile)
+        process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[lock])
+        return _watch(study, process, todo)
 
 
 def _wanted(study: str, chapters: list[str]) -> list[Job]:
@@ -128,7 +139,7 @@ def _snakemake(
     command += ["--profile", str(folder), "--nolock", *options]
     if profile == "local":
         cores = os.cpu_count() or 1
-        at_once = jobs or cores + 1  # a page waits for its kernel a quarter of its time
+        at_once = jobs or cores  # no more, or pages would come before the results they tell of
         trainings = machine.gpus() or jobs or cores
         command += ["--cores", str(at_once), "--resources", f"gpu={trainings}"]
     elif jobs:

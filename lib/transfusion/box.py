@@ -261,7 +261,7 @@ def merge(folders: list[Path]) -> Merged:
     found = Merged([], [], {}, [], [])
     for folder in (f for given in folders for f in _holding(given)):
         records.restore(folder)
-        for part in records.parts(folder):
+        for part in sorted(records.parts(folder), key=_is_own):  # what they share comes first
             _merge_part(part, found)
         for key, why in bring_weights(folder).items():
             if why:
@@ -287,6 +287,11 @@ def _is_part(path: Path) -> bool:
         return False
     except (OSError, ValueError, LookupError, TypeError):
         return True
+
+
+def _is_own(part: Path) -> bool:
+    """Whether a part has no record that others share."""
+    return not any(h["facts"]["kind"] in records.SHARED for h in records.headers(part))
 
 
 def _merge_part(part: Path, found: Merged) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,182 +11,123 @@ import pandas as pd
 import xarray as xr
 
 from transfusion import config, effects, figures, metrics, paper, representations, studies
-from transfusion.effects import LARGE
+from transfusion.effects import LARGE, Effect
 
 
 class Finding(NamedTuple):
-    """What a study says of a claim: a verdict, its p value, and the number behind it in words."""
+    """What a study says of a claim: a verdict, its p value, the number that decides in words, and
+    what stands beside it."""
 
     verdict: str
     p: float
     found: str
+    beside: str = ""
 
 
 class Claim(NamedTuple):
-    """A claim of the paper: its chapter, its words, its number, and what decides it."""
+    """A claim of the paper: its chapter, its words, its number, and what decides it. Those of the
+    exploratory family are corrected for their number apart (book/scope.md)."""
 
     chapter: str
     says: str
     paper: Callable[[], str]
     decide: Callable[[xr.Dataset], Finding]
+    exploratory: bool = False
+    counted: bool = False  # nothing is estimated, so there is nothing to correct
 
 
 TWICE = 2  # by how much operations must exceed what parameters suggest, see book/scope.md
+TUNED_ON = 1  # the fold whose test images are the validation images by which rates were chosen
+NETWORKS = 16  # of one source, below which no correlation can be called loose
 # Of a claim that no run speaks to; not a test, so it does not count among those corrected for.
 NOTHING = Finding("inconclusive", np.nan, "no run here speaks to it")
+NOT_LEARNED = "the networks that it compares have not learned the task"
 
 
-def _finding(
-    table: pd.DataFrame, name: str, unit: str, digits: int, whose: object = None
-) -> Finding:
-    """Decided over all rows, with the number of one that the verdict rests on, and whose it is:
-    the clearest unless told."""
-    if table.empty:
+# --- what decides a claim --------------------------------------------------------------------
+
+
+def by(measure: Callable[[xr.Dataset], Effect], *, tuned: bool = False) -> Callable:
+    """What decides a claim by the contrast of an effect. `tuned`: arms have rates of their own, so
+    the same stands beside it without the fold whose test images chose them."""
+
+    def decide(results: xr.Dataset) -> Finding:
+        found = of_effect(measure(results))
+        if not tuned or found.verdict == "not testable":
+            return found
+        left = effects.without_fold(measure(results), TUNED_ON)
+        other = left and effects.contrast(left)
+        if left is None or other is None:
+            return found
+        without = f"without the fold that chose the rates {_told(left, other)}"
+        return found._replace(beside="; ".join(filter(None, (found.beside, without))))
+
+    return decide
+
+
+def of_effect(effect: Effect) -> Finding:
+    if not effects.table(effect).shape[0]:
         return NOTHING
-    rows = effects.telling(table)
-    row = rows.loc[whose] if whose in rows.index else effects.clearest(rows)
-    return Finding(*effects.overall(table), _told(row, name, unit, digits))
+    found = effects.contrast(effect)
+    if found is None:
+        return Finding("not testable", 1.0, NOT_LEARNED)
+    holds, against, rows = effects.tally(effect)
+    beside = f"for {holds}, against {against} of {rows}" if rows > 1 else ""
+    return Finding(*effect.decide(found), _told(effect, found), beside)
 
 
-def _told(row: pd.Series, name: str, unit: str, digits: int) -> str:
-    who = row.name if isinstance(row.name, tuple) else (row.name,)
-    return f"{_words(row, name, unit, digits)}, {', '.join(map(_named, who))}"
+def _told(effect: Effect, found: metrics.Interval) -> str:
+    return effects.spread(found, effect.digits, effect.unit)
 
 
-def _named(label: object) -> str:
-    return f"{label:,} images" if isinstance(label, int | np.integer) else figures.title(str(label))
-
-
-def _words(row: pd.Series, name: str, unit: str, digits: int) -> str:
-    ends = (row[name], row["low"], row["high"], int(row["n"]))
-    return effects.spread(*ends, digits=digits, unit=unit)
-
-
-def _points(table: pd.DataFrame, name: str) -> Finding:
-    return _finding(table, name, " points", 1)
-
-
-def _rows(table: pd.DataFrame, **labels: object) -> pd.DataFrame:
-    """Those with these labels, of which there may be none."""
-    for level, label in labels.items():
-        table = table[table.index.get_level_values(level) == label]
-    return table if table.index.nlevels == len(labels) else table.droplevel([*labels])
-
-
-def transfer(results: xr.Dataset) -> Finding:
-    return _points(effects.gains(results), "gain")
-
-
-def small_networks(results: xr.Dataset) -> Finding:
-    """With the number of the one that lags furthest behind."""
-    table = effects.keeping_up(results)
-    if table.empty:
+def all_of(*decisions: tuple[str, Finding]) -> Finding:
+    """Several findings under their names that must agree: p is the largest, 1 for opposite ones."""
+    there = {name: finding for name, finding in decisions if finding is not NOTHING}
+    if len(there) < len(decisions):
         return NOTHING
-    worst = table.loc[table["high"].idxmin()]
-    return Finding(*effects.overall(table), _told(worst, "difference", " points", 1))
+    verdicts = {finding.verdict for finding in there.values()}
+    verdict = min(verdicts) if len(verdicts) == 1 else "inconclusive"
+    opposed = {"holds", "differs"} <= verdicts
+    largest = 1.0 if opposed else max(finding.p for finding in there.values())
+    if verdict == "not testable" and len({finding.found for finding in there.values()}) == 1:
+        return next(iter(there.values()))
+    found = "; ".join(f"{name} {finding.found}" for name, finding in there.items())
+    beside = "; ".join(f"{n} {finding.beside}" for n, finding in there.items() if finding.beside)
+    return Finding(verdict, largest, found, beside)
 
 
 def source_accuracy(results: xr.Dataset) -> Finding:
-    rho = effects.source_rank(results)
-    if rho.n == 0:
+    if "source_auc" not in results:
         return NOTHING
-    if rho.n < 4:
-        return Finding(*effects.loose(rho), f"only {rho.n} networks of one source")
+    rho = effects.source_rank(results)
+    if rho.n < NETWORKS:
+        words = f"{rho.n} networks of one source have learned, {NETWORKS} would be needed"
+        return Finding("not testable", 1.0, words)
     ends = f"{rho.mean:+.2f} [{rho.low:+.2f}, {rho.high:+.2f}]"
     return Finding(*effects.loose(rho), f"rank correlation {ends} over {rho.n} networks")
 
 
-def findings(results: xr.Dataset) -> Finding:
-    return _points(effects.mean_finding_gains(results), "gain")
-
-
-def little_data(results: xr.Dataset) -> Finding:
-    table = effects.interactions(results)
-    least = table.index.get_level_values("train_images").min()
-    return _points(_rows(table, train_images=least), "difference")
-
-
-def shrinking(results: xr.Dataset) -> Finding:
-    return _finding(effects.slopes(results), "slope", " points a doubling", 1, LARGE)
-
-
-def frozen_features(results: xr.Dataset) -> Finding:
-    return _points(effects.fine_tuning(results), "difference")
-
-
-def other_features(results: xr.Dataset) -> Finding:
-    """Of large networks and of small ones; nothing without the large."""
-    table = representations.gap_verdicts(representations.gaps(results))
-    return _finding(table, "gap", " CCA", 3, LARGE) if LARGE in table.index else NOTHING
-
-
-def size(results: xr.Dataset) -> Finding:
-    table = _rows(representations.size_effects(results), init="random")
-    return _finding(table, "difference", " CCA", 3)
-
-
-def low_reuse(results: xr.Dataset) -> Finding:
-    return _finding(representations.reuse(results), "low minus rest", " CCA", 3, LARGE)
-
-
-def foretelling(results: xr.Dataset) -> Finding:
-    table = representations.foretold(results)
-    mine = (LARGE, "first", "random, random")
-    if mine not in table.index:
-        return NOTHING
-    words = f"R² {_words(table.loc[mine], 'R2', '', 2)}, {figures.title(LARGE)}"
-    return Finding(*representations.foretold_decision(table), words)
-
-
-def moving(results: xr.Dataset) -> Finding:
-    return _finding(representations.further(results), "further", " % of a filter's length", 0)
-
-
 def gabor_filters(results: xr.Dataset) -> Finding:
     """Both halves: none learned from random init, some erased from pretrained weights."""
-    table = representations.movements(results)
-    halves = {init: representations.gabor_changes(table, init) for init in effects.BOTH}
-    if any(half.empty for half in halves.values()):
-        return NOTHING
-    both = pd.concat(halves, names=["init"]).swaplevel()
-    found = _finding(both, "change", " % of the filters", 0)
-    return found._replace(found=f"Gabors {found.found}")
+    names = {"random": "learned", "transfer": "erased"}
+    halves = [
+        (name, of_effect(representations.gabor_changes(results, i))) for i, name in names.items()
+    ]
+    return all_of(*halves)
 
 
 def scaling(results: xr.Dataset) -> Finding:
-    table = _rows(effects.speedups(results), init="mean_var")
-    if table.empty:
-        return NOTHING
-    words = "; ".join(
-        f"{figures.title(str(m))} {effects.ratio(row)}" for m, row in table.iterrows()
-    )
-    return Finding(*effects.overall(table), words)
-
-
-def scale_alone(results: xr.Dataset) -> Finding:
-    return _points(effects.variants(results), "difference")
-
-
-def first_layer_most(results: xr.Dataset) -> Finding:
-    return _points(effects.first_block(results), "difference")
-
-
-def low_layers(results: xr.Dataset) -> Finding:
-    return _points(effects.low_against_many(results), "difference")
-
-
-def slim_tops(results: xr.Dataset) -> Finding:
-    """Against full transfer alone; the other rows of `slim` are for the page."""
-    return _points(_rows(effects.slim(results), model=LARGE, init="transfer"), "difference")
-
-
-def made_gabors(results: xr.Dataset) -> Finding:
-    return _points(_rows(effects.synthetic_gabors(results), init="transfusion:conv1"), "difference")
+    found = of_effect(effects.scaling(results))
+    if found is NOTHING or found.verdict == "not testable":
+        return found
+    table = effects.speedups(results).xs("mean_var", level="init")
+    words = [f"{figures.title(str(m))} {effects.ratio(row)}" for m, row in table.iterrows()]
+    return found._replace(beside="; ".join([found.beside, *words]).strip("; "))
 
 
 def small_in_size_alone(results: xr.Dataset) -> Finding:
-    """`holds` for a smaller network whose share of the large one's multiply-adds is at least twice
-    its share of the parameters. Both are counted, so there is nothing to estimate."""
+    """`holds` for smaller networks whose share of the large one's multiply-adds is at least twice
+    their share of the parameters. Both are counted, so there is nothing to estimate."""
     costs = results[["parameters", "multiply_adds"]].to_dataframe()
     if LARGE not in costs.index:
         return NOTHING
@@ -196,26 +137,24 @@ def small_in_size_alone(results: xr.Dataset) -> Finding:
     excess = shares["multiply_adds"] / shares["parameters"]
     small, work = shares.loc[excess.idxmin()]
     words = f"{small:.2f} of the parameters, {work:.2f} of the operations"
-    verdict = metrics.overall(["holds" if e >= TWICE else "differs" for e in excess])
+    verdict = "holds" if excess.min() >= TWICE else "differs"
     return Finding(verdict, np.nan, f"{words}, {figures.title(str(excess.idxmin()))}")
 
 
 def any_recipe(results: xr.Dataset) -> Finding:
-    table = effects.gains_by_variant(results)
-    table = table[~table.index.get_level_values("variant").isin(_other_tasks(results))]
-    if table.empty:
-        return NOTHING
-    words = "; ".join(
-        f"{variant}: {_told(effects.clearest(group.droplevel('variant')), 'gain', ' points', 1)}"
-        for variant, group in table.groupby(level="variant", sort=False)
-    )
-    return Finding(*effects.stable(table), words)
+    """The first variant is the study's own recipe; those that replace the task are left out."""
+    own, *others = [v for v in map(str, results.variant.values) if v not in _tasks(results)]
+    each = [(v, of_effect(effects.any_recipe(results, own, [v]))) for v in others]
+    return all_of(*each) if each else NOTHING
 
 
-def _other_tasks(results: xr.Dataset) -> list[str]:
+def _tasks(results: xr.Dataset) -> list[str]:
     """Variants that replace the task: their answers may differ."""
     variants = json.loads(results.attrs.get("parameters", "{}")).get("variants", {})
     return [name for name, knobs in variants.items() if "target" in knobs]
+
+
+# --- the paper's numbers ---------------------------------------------------------------------
 
 
 def _gain() -> str:
@@ -253,67 +192,77 @@ def _stated(where: str) -> Callable[[], str]:
 
 
 CLAIMS = {
-    "transfer": Claim("performance", "Transfer hardly changes the final AUC", _gain, transfer),
+    "transfer": Claim(
+        "performance", "Transfer hardly changes the final AUC", _gain, by(effects.gains, tuned=True)
+    ),
     "small_networks": Claim(
-        "performance", "Small networks keep up with ResNet-50", _shortfall, small_networks
+        "performance",
+        "Small networks keep up with ResNet-50",
+        _shortfall,
+        by(effects.keeping_up, tuned=True),
     ),
     "source_accuracy": Claim(
         "performance",
         "Accuracy on the source task does not foretell the medical AUC",
         _stated("Table 1"),
         source_accuracy,
+        exploratory=True,
     ),
     "findings": Claim(
         "performance",
         "On chest films effects are mixed: edema and effusion up, cardiomegaly and consolidation "
         "down",
         _stated("Table 2"),
-        findings,
+        by(effects.findings),
+        exploratory=True,
     ),
     "little_data": Claim(
         "small_data",
         "With little data transfer helps the large network most",
         _interaction,
-        little_data,
+        by(effects.little_data, tuned=True),
     ),
     "shrinking": Claim(
-        "small_data", "The gain shrinks as data grow", _stated("Table 3"), shrinking
+        "small_data",
+        "The gain shrinks as data grow",
+        _stated("Table 3"),
+        by(effects.shrinking, tuned=True),
     ),
     "frozen_features": Claim(
-        "small_data",
+        "performance",
         "Fine-tuning beats frozen features",
         lambda: "not confirmed",
-        frozen_features,
+        by(effects.fine_tuning, tuned=True),
     ),
     "representations": Claim(
         "representations",
         "Transfer leaves other features behind in large networks, not in small ones",
         _cca_gap,
-        other_features,
+        by(representations.other_features),
     ),
     "size": Claim(
         "overparametrization",
         "Large networks change less than small ones while they learn",
         _stated("Figure 3"),
-        size,
+        by(representations.size),
     ),
     "low_reuse": Claim(
         "overparametrization",
         "Pretrained weights are reused in the lowest blocks alone",
         _stated("Figure 3"),
-        low_reuse,
+        by(representations.low_reuse),
     ),
     "foretelling": Claim(
         "overparametrization",
         "Similarity at the start foretells the end in large networks' low layers",
         _stated("Figure 4"),
-        foretelling,
+        by(representations.foretelling),
     ),
     "moving": Claim(
         "first_layer",
         "The first filters of large networks hardly move",
         _stated("Figure 5"),
-        moving,
+        by(representations.moving),
     ),
     "gabor_filters": Claim(
         "first_layer",
@@ -331,70 +280,133 @@ CLAIMS = {
         "weight_scaling",
         "It is the scale of the weights, not batch norm",
         _stated("section 5"),
-        scale_alone,
+        by(effects.scale_alone),
     ),
     "first_layer_most": Claim(
         "transfusion",
         "The first pretrained layer adds most",
         _stated("Figure 7"),
-        first_layer_most,
+        by(effects.first_block),
     ),
     "low_layers": Claim(
         "transfusion",
         "Low layers matter, not how many weights are pretrained",
         _stated("Figure 7"),
-        low_layers,
+        by(effects.low_against_many),
     ),
     "slim_tops": Claim(
         "hybrids",
         "A slim ResNet-50 with two pretrained blocks keeps the AUC of full transfer",
         _stated("Figure 8"),
-        slim_tops,
+        by(effects.slim),
     ),
     "made_gabors": Claim(
         "hybrids",
         "Synthetic Gabors do as well as a pretrained first layer",
         _stated("Figure 8"),
-        made_gabors,
+        by(effects.synthetic_gabors),
     ),
     "small_in_size_alone": Claim(
         "efficiency",
         "Small networks are small in parameters, not in computation",
         lambda: "not discussed",
         small_in_size_alone,
+        exploratory=True,
+        counted=True,
     ),
     "any_recipe": Claim(
         "robustness",
         "The answer on transfer does not hang on the recipe",
         lambda: "not tested",
         any_recipe,
+        exploratory=True,
     ),
 }
 
 
 def decide(name: str, results: xr.Dataset) -> Finding:
-    """What these results say of a claim; raises ValueError for an unknown one."""
-    return CLAIMS[config.one_of(name, CLAIMS, "claim")].decide(results)
+    """What these results say of a claim: where a chapter has several equal rates, what it says at
+    all of them. Raises ValueError for an unknown one."""
+    claim = CLAIMS[config.one_of(name, CLAIMS, "claim")]
+    parts = effects.rates(results)
+    if len(parts) == 1:
+        return claim.decide(next(iter(parts.values())))
+    return all_of(*((f"at {rate:g}:", claim.decide(one)) for rate, one in parts.items()))
 
 
-def table(study: str) -> pd.DataFrame:
-    """All claims that a study has collected results for: verdict, p, found, and `adjusted`, p for
-    the number of claims (Benjamini and Hochberg). What p alone decided and `adjusted` does not is
-    inconclusive, and `alone` keeps the verdict that it would have by itself."""
-    rows = {}
-    for name, claim in CLAIMS.items():
+def could_show(study: str) -> pd.DataFrame:
+    """Of claims on final AUC the smallest true contrast, in points, that a study would find four
+    times in five, and the margin, reckoned from the repetitions of its tuning: empty before these.
+    """
+    try:
+        pilots = effects.at_best_rates(studies.results(study, "tuning"))
+        knobs = studies.parameters(study, "performance")
+    except (FileNotFoundError, ValueError):
+        return pd.DataFrame()
+    margin, rows = effects.margin(pilots, pilots.model.values), {}
+    for name, measure in {"transfer": effects.gains, "small_networks": effects.keeping_up}.items():
+        effect = measure(pilots)
+        if effect.rows:
+            found = effects.foreseen(effect, knobs.get("folds") or 1, knobs["seeds"])
+            could = metrics.detectable(found)
+            rows[name] = {"could show": could, "interval": found.high - found.mean}
+    return pd.DataFrame.from_dict(rows, orient="index").assign(margin=margin)
+
+
+def beside(study: str, found: dict[str, Finding]) -> pd.DataFrame:
+    """`table` of these findings, which replace what is collected, and of what else they are
+    corrected for: not of what is counted, which takes torch to count."""
+    names = [name for name, claim in CLAIMS.items() if name in found or not claim.counted]
+    return table(study, found, names)
+
+
+def table(
+    study: str, found: dict[str, Finding] | None = None, names: Iterable[str] = ()
+) -> pd.DataFrame:
+    """All claims that a study has results for: verdict, p, found, beside, and `adjusted`, p for the
+    number of claims of its family. What p alone decided and `adjusted` does not is inconclusive,
+    and `alone` keeps the verdict that it would have by itself. `found` replaces what is collected,
+    `names` are those asked, by default all.
+    """
+    rows: dict[str, Finding] = {}
+    for name in names or CLAIMS:
+        claim = CLAIMS[name]
         try:
-            found = claim.decide(studies.results(study, claim.chapter))
+            told = (found or {}).get(name) or decide(name, studies.results(study, claim.chapter))
         except FileNotFoundError:
             continue
-        if found is not NOTHING:
-            rows[name] = found._asdict()
-    return _corrected(pd.DataFrame.from_dict(rows, orient="index", columns=Finding._fields))
+        if told is not NOTHING:
+            rows[name] = told
+    there = {claim.chapter for claim in CLAIMS.values()} & set(_chapters(study))
+    asked = [n for n in names or CLAIMS if n in rows or CLAIMS[n].chapter in there]
+    return corrected(rows, asked)
 
 
-def _corrected(found: pd.DataFrame) -> pd.DataFrame:
-    p = found["p"].to_numpy(float)
-    adjusted = metrics.adjusted(p) if len(p) else p
-    lost = (adjusted >= metrics.LEVEL) & (found["verdict"] != "inconclusive")
-    verdict = found["verdict"].mask(lost, "inconclusive")
-    return found.assign(p=p, adjusted=adjusted, alone=found["verdict"], verdict=verdict)
+def _chapters(study: str) -> list[str]:
+    return studies.chapters(study) if study in studies.studies() else []
+
+
+def corrected(rows: dict[str, Finding], asked: list[str]) -> pd.DataFrame:
+    """Findings with p for the number of claims in their family (Benjamini and Hochberg).
+
+    Of a family are all claims that a study asks; what is not testable, or still to come, counts
+    with p = 1.
+    """
+    adjusted: dict[str, float] = {}
+    for exploratory in (False, True):
+        family = [n for n in asked if CLAIMS[n].exploratory == exploratory]
+        p = [_p(rows.get(name)) for name in family]
+        adjusted |= dict(zip(family, metrics.adjusted(np.array(p)), strict=True)) if p else {}
+    table = pd.DataFrame.from_dict(
+        {name: finding._asdict() for name, finding in rows.items()},
+        orient="index",
+        columns=Finding._fields,
+    )
+    table["adjusted"] = [adjusted.get(name, np.nan) for name in table.index]
+    undecided = ["inconclusive", "not testable"]
+    lost = (table["adjusted"] >= metrics.LEVEL) & ~table["verdict"].isin(undecided)
+    return table.assign(alone=table["verdict"], verdict=table["verdict"].mask(lost, "inconclusive"))
+
+
+def _p(finding: Finding | None) -> float:
+    return 1.0 if finding is None else finding.p

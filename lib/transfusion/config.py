@@ -25,6 +25,7 @@ Augmentation = Literal["mirror", "mirror and crops"]
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+Neurons = Count | Annotated[float, Field(gt=0, lt=1)]
 
 # How a network may start; `inits` says what each does. The second kind is written `name:block`.
 # What takes Mean Var apart (E14).
@@ -153,7 +154,7 @@ class Comparison:
     runs: tuple[Run, ...]
     images: Count = 1000  # of the test split
     positions: Count = 16  # random positions an image, the same in every network
-    neurons: Count = 64  # random channels a layer, so that widths can be compared
+    neurons: Neurons = 64  # random channels a layer, or which share: widths differ
     measures: tuple[str, ...] = ("cca", "svcca", "cka")
     seed: int = 0
 
@@ -167,7 +168,29 @@ class Comparison:
         return self.runs[0].data
 
 
-Spec = Run | Comparison
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Baseline:
+    """A logistic regression on what images show at first sight, or on features of a network that
+    nobody trained for them (`frozen`: its `model` and `init`)."""
+
+    data: Data
+    features: Literal["statistics", "thumbnail", "frozen"]
+    model: str | None = None
+    init: Init = Init()
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _has_a_network(self) -> Baseline:
+        if (self.model is None) == (self.features == "frozen"):
+            raise ValueError(f"features {self.features!r} with model {self.model!r}")
+        return self
+
+    @cached_property
+    def key(self) -> str:
+        return key(self)
+
+
+Spec = Run | Comparison | Baseline
 
 
 def dump(spec: Data | Spec) -> dict:
@@ -177,7 +200,7 @@ def dump(spec: Data | Spec) -> dict:
 
 def load(fields: dict) -> Data | Spec:
     """The inverse of `dump`; raises pydantic.ValidationError on anything unknown."""
-    kinds = {"Data": Data, "Run": Run, "Comparison": Comparison}
+    kinds: dict[str, Any] = {k.__name__: k for k in (Data, Run, Comparison, Baseline)}
     spec = {name: value for name, value in fields.items() if name != "kind"}
     return TypeAdapter(kinds[fields["kind"]]).validate_json(json.dumps(spec))
 

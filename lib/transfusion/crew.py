@@ -92,6 +92,8 @@ def _kind(task: Task) -> tuple:
         return "Run", task.model, task.data.size
     if isinstance(task, config.Comparison):
         return "Comparison", task.runs[0].model, task.data.size
+    if isinstance(task, config.Baseline):
+        return "Baseline", task.features, task.model, task.data.size
     return "Data", task.name, task.size
 
 

@@ -1,14 +1,16 @@
 """What is measured of test AUC and of learning, and how it is decided (rules in book/scope.md).
 
-An effect is a table, one row a network (or network and init), with its mean, 95 % interval (`low`,
-`high`), `sd` and `n` over seeds, and where a rule decides it, `verdict` and `p`. What was not run,
-or never without failing, has no row.
+An `Effect` has a number a row, each a weighted sum of arms, and is decided by one: their mean over
+the rows whose networks have learned. Rows that compare networks of which none has are not testable.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,133 +20,308 @@ import xarray as xr
 from transfusion import config, figures, metrics
 
 # Fixed before the runs, with their reasons in book/scope.md.
-MARGIN = 0.01  # AUC: one point, the paper's gains on full data being at most 0.3
+POINT = 1.0  # of AUC: the margin of "no difference", the paper's gains on full data being below 0.3
+ERROR_SHARE = 0.25  # of 1 - AUC of the random arms: the margin where that is smaller
 REACH = 0.9  # of the random init's final gain over chance, as 0.91 is of the paper's 0.953
-LEARNED = 0.05  # a gain over chance below this is not worth a threshold
 LOOSE = 0.5  # a rank correlation
 LARGE = "resnet50"
-NOT_SMALL = (LARGE, "inception_v3")
+NOT_SMALL = (LARGE, "inception_v3", config.SLIM)
 BOTH = ["random", "transfer"]
-SIGNS = {"transfer": 100.0, "random": -100.0}  # of a gain in points
+SIMPLE = ["statistics", "thumbnail"]  # the baselines that a network must exceed to have learned
+POINTS = " points"
 
 Decide = Callable[[metrics.Interval], metrics.Decision]
 Arms = list[tuple[float, xr.Dataset]]  # with their weights in a sum
 
 
-# --- differences in test AUC -----------------------------------------------------------------
+class Effect(NamedTuple):
+    """Rows of what is measured, each a sum of arms under its labels (`keys`), and how they are
+    decided; `testable` are the rows whose networks have learned."""
+
+    name: str
+    keys: tuple[str, ...]
+    rows: dict[tuple, Arms]
+    testable: set[tuple]
+    decide: Decide
+    unit: str = POINTS
+    digits: int = 1
 
 
-def equivalent(effect: metrics.Interval) -> metrics.Decision:
-    """In points of AUC: no more than the margin, either way."""
-    return metrics.decide_equivalent(effect, 100 * MARGIN)
+# --- sums of arms ----------------------------------------------------------------------------
 
 
-def not_worse(effect: metrics.Interval) -> metrics.Decision:
-    """In points of AUC: not behind by more than the margin."""
-    return metrics.decide_positive(effect, -100 * MARGIN)
+def arm(results: xr.Dataset, **labels: object) -> xr.Dataset:
+    """Test AUC of one arm, `value` (fold, seed), with its influence (fold, patient)."""
+    one = results.sel(labels, drop=True)
+    names = [name for name in ("test_auc", "influence", "patients") if name in one]
+    return one[names].rename(test_auc="value")
+
+
+def baseline(results: xr.Dataset, name: str) -> xr.Dataset:
+    """As `arm`, of statistics or the thumbnail; it has no repetitions."""
+    return _without_training(results, "baseline", baseline=name)
+
+
+def probe(results: xr.Dataset, **labels: object) -> xr.Dataset:
+    """As `arm`, of frozen features."""
+    return _without_training(results, "probe", **labels)
+
+
+def _without_training(results: xr.Dataset, kind: str, **labels: object) -> xr.Dataset:
+    one = results[[f"{kind}_auc", f"{kind}_influence", "patients"]].sel(labels, drop=True)
+    names = {f"{kind}_auc": "value", f"{kind}_influence": "influence"}
+    return one.rename(names)
+
+
+def combined(arms: Arms) -> metrics.Interval:
+    """A weighted sum of arms, paired over folds and repetitions, less those in which any failed."""
+    return metrics.over_folds(*_summed(arms))
+
+
+def _summed(arms: Arms) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Values (fold, repetition), influence (fold, patient) and patients (fold,) of a sum."""
+    values = _add([weight * one["value"] for weight, one in arms])
+    if "seed" not in values.dims:
+        values = values.expand_dims(seed=[0])
+    found = values.transpose("fold", "seed").values
+    if not all("influence" in one for _, one in arms):
+        return found, None, None
+    influence = _add([weight * _padded(one["influence"]) for weight, one in arms])
+    return found, influence.transpose("fold", "patient").values, arms[0][1]["patients"].values
+
+
+def _padded(influence: xr.DataArray) -> xr.DataArray:
+    """0 for patients that a fold has not; nan for all where none is known."""
+    return influence.fillna(0).where(influence.notnull().any("patient"))
+
+
+def _add(parts: list[xr.DataArray]) -> xr.DataArray:
+    return functools.reduce(operator.add, parts)
+
+
+def scaled(weight: float, arms: Arms) -> Arms:
+    return [(weight * w, one) for w, one in arms]
+
+
+def mean(sums: Iterable[Arms]) -> Arms:
+    """The mean of several sums, as one sum."""
+    sums = list(sums)
+    return [each for arms in sums for each in scaled(1 / len(sums), arms)]
+
+
+def difference(results: xr.Dataset, one: dict, other: dict) -> Arms:
+    """One arm's test AUC minus another's, in points; nothing where one was never run."""
+    if not (has(results, **one) and has(results, **other)):
+        return []
+    return [(100, arm(results, **one)), (-100, arm(results, **other))]
+
+
+def has(results: xr.Dataset, **labels: object) -> bool:
+    """Whether these results have an arm that ended at least once."""
+    name = "test_auc" if "test_auc" in results else "auc"
+    if any(label not in results[dim].values for dim, label in labels.items()):
+        return False
+    return bool(results[name].sel(labels).notnull().any())
+
+
+# --- the gate --------------------------------------------------------------------------------
+
+
+def learned(results: xr.Dataset) -> set[tuple[str, str]]:
+    """The arms (model, init) that have learned: test AUC above that of both simple baselines, each
+    difference with its 95 % interval. None where no baseline was computed."""
+    table = levels(results)
+    return {key for key, row in table.iterrows() if row["learned"]}
+
+
+def levels(results: xr.Dataset) -> pd.DataFrame:
+    """Test AUC of every arm in percent with its 95 % interval, what it is above each simple
+    baseline, in points, and whether it has learned."""
+    rows = []
+    for model, init in itertools.product(results.model.values, results.init.values):
+        if has(results, model=model, init=init):
+            one = arm(results, model=model, init=init)
+            row = {"model": str(model), "init": str(init), **effect_row("AUC", level([one]))}
+            rows.append(row | _above(results, one))
+    return as_table(rows, ["model", "init"], "AUC")
+
+
+def _above(results: xr.Dataset, one: xr.Dataset) -> dict:
+    if "baseline_auc" not in results:
+        return {"learned": False}
+    more = {
+        name: combined([(100, one), (-100, baseline(results, name))])
+        for name in SIMPLE
+        if name in results.baseline.values
+    }
+    found = {f"above {name}": effect.mean for name, effect in more.items()}
+    found |= {f"above {name} from": effect.low for name, effect in more.items()}
+    return found | {"learned": len(more) == len(SIMPLE) and all(e.low > 0 for e in more.values())}
+
+
+def level(arms: list[xr.Dataset]) -> metrics.Interval:
+    """Mean AUC of arms in percent, its interval on the scale of log odds."""
+    found = metrics.level(*_summed(mean([(1.0, one)] for one in arms)))
+    ends = {name: 100 * getattr(found, name) for name in ("mean", "low", "high", "sd")}
+    return found._replace(**ends)
+
+
+def baseline_levels(results: xr.Dataset) -> pd.DataFrame:
+    """AUC of every baseline in percent: statistics, the thumbnail, and frozen features by model.
+    On one split its interval is over patients alone."""
+    rows = []
+    for name in results.baseline.values if "baseline_auc" in results else []:
+        row = effect_row("AUC", level([_same_again(baseline(results, name))]))
+        rows.append({"model": "", "init": str(name), **row})
+    if "probe_auc" in results:
+        for model, init in itertools.product(results.model.values, results.probe.values):
+            one = probe(results, model=model, probe=init)
+            if one["value"].notnull().any():
+                row = effect_row("AUC", level([_same_again(one)]))
+                rows.append({"model": str(model), "init": f"probe:{init}", **row})
+    return as_table(rows, ["model", "init"], "AUC")
+
+
+def _same_again(one: xr.Dataset) -> xr.Dataset:
+    """A baseline of one split as it would come out again: nothing of it is left to chance."""
+    return (
+        one.assign(value=one["value"].expand_dims(seed=[0, 1])) if one.sizes["fold"] == 1 else one
+    )
+
+
+def _testable(results: xr.Dataset, compared: dict[tuple, list], every: bool = False) -> set[tuple]:
+    """Rows of whose compared arms (model, init) some, or all, have learned. An arm written as a
+    list stands for several of one network, of which one must have."""
+    there = learned(results)
+    judge = all if every else any
+
+    def has_learned(one) -> bool:
+        return any(each in there for each in one) if isinstance(one, list) else one in there
+
+    return {row for row, arms in compared.items() if judge(map(has_learned, arms))}
+
+
+# --- an effect, decided ----------------------------------------------------------------------
+
+
+def contrast(effect: Effect) -> metrics.Interval | None:
+    """The one number that decides: the mean over testable rows; None where there is none."""
+    rows = [arms for label, arms in effect.rows.items() if label in effect.testable]
+    return combined(mean(rows)) if rows else None
+
+
+def decide(effect: Effect) -> metrics.Decision:
+    found = contrast(effect)
+    return metrics.Decision("not testable", 1.0) if found is None else effect.decide(found)
+
+
+def table(effect: Effect) -> pd.DataFrame:
+    """All rows: each with its 95 % interval and what it would say by itself."""
+    rows = []
+    for label, arms in effect.rows.items():
+        found = combined(arms)
+        row = dict(zip(effect.keys, label, strict=True)) | effect_row(effect.name, found)
+        decision = effect.decide(found)
+        if label not in effect.testable:
+            decision = metrics.Decision("not testable", 1.0)
+        rows.append(row | decision._asdict())
+    return as_table(rows, list(effect.keys), effect.name)
+
+
+def tally(effect: Effect) -> tuple[int, int, int]:
+    """How many rows hold by themselves, how many differ, and how many there are."""
+    verdicts = list(table(effect)["verdict"])
+    return verdicts.count("holds"), verdicts.count("differs"), len(verdicts)
+
+
+def without_fold(effect: Effect, fold: int) -> Effect | None:
+    """The same without one fold; None where that leaves fewer than two."""
+
+    def left(one: xr.Dataset) -> xr.Dataset:
+        return one.sel(fold=one.fold != fold)
+
+    rows = {label: [(w, left(one)) for w, one in arms] for label, arms in effect.rows.items()}
+    folds = {one.sizes["fold"] for arms in rows.values() for _, one in arms}
+    return effect._replace(rows=rows) if min(folds, default=0) > 1 else None
+
+
+def equivalent(margin: float) -> Decide:
+    """No more than the margin, either way."""
+    return lambda effect: metrics.decide_equivalent(effect, margin)
 
 
 def above(effect: metrics.Interval) -> metrics.Decision:
     return metrics.decide_positive(effect)
 
 
-def gains(results: xr.Dataset) -> pd.DataFrame:
-    """Transfer minus random, test AUC in points, by model: paired over seeds, with verdict (E2).
-
-    The interval covers other seeds and, where scores are kept, other test patients.
-    """
-    results = having(results, init=BOTH)
-    rows = []
-    for model in results.model.values:
-        one = results.sel(model=model)
-        row = contrast(one.sel(init="transfer"), one.sel(init="random"), "gain", equivalent)
-        rows.append({"model": model, **_means(100 * one["test_auc"]), **row})
-    return as_table(rows, ["model"], "gain")
+def below(effect: metrics.Interval) -> metrics.Decision:
+    """As `above`, of what is claimed to be negative."""
+    turned = effect._replace(mean=-effect.mean, low=-effect.high, high=-effect.low)
+    return above(turned)
 
 
-def contrast(one: xr.Dataset, other: xr.Dataset, name: str, decide: Decide) -> dict:
-    """One arm's test AUC minus another's, in points, paired over seeds; patients count too."""
-    return effect_row(name, combined([(100, one), (-100, other)]), decide)
+def margin(results: xr.Dataset, models: Iterable[str]) -> float:
+    """Points of AUC that make no difference: one, or less where random init leaves little error."""
+    there = [m for m in models if has(results, model=m, init="random")]
+    error = 100 * (1 - results["test_auc"].sel(model=there, init="random"))
+    found = float(error.mean()) * ERROR_SHARE
+    return min(POINT, found) if np.isfinite(found) else POINT
 
 
-def combined(arms: Arms) -> metrics.Interval:
-    """A weighted sum of arms' test AUCs: paired over seeds, less those in which any arm failed.
-
-    Where scores were kept, the interval is wider by what the same sum owes to its test patients
-    (DeLong, clustered; of each arm's mean over all seeds that did not fail).
-    """
-    weights = np.array([weight for weight, _ in arms])
-    effect = metrics.interval(weights @ np.stack([arm["test_auc"].values for _, arm in arms]))
-    if "covariance" not in arms[0][1] or effect.n < 2:
-        return effect
-    shared = np.array([[_shared(one, other) for _, other in arms] for _, one in arms])
-    if np.isnan(shared).any():  # no scores of an arm
-        return effect
-    variance = np.inf if np.isinf(shared).any() else max(0.0, weights @ shared @ weights)
-    return metrics.with_patients(effect, float(np.sqrt(variance)), int(arms[0][1].patients))
+# --- differences in test AUC -----------------------------------------------------------------
 
 
-def _shared(one: xr.Dataset, other: xr.Dataset) -> float:
-    """Covariance that two arms' mean AUCs owe to the test patients they share; that of different
-    training sets was not kept, and counts as none."""
-    if "train_images" in one.coords and one.train_images != other.train_images:
-        return 0.0
-    names = {"model_": other.model.item(), "init_": other.init.item()}
-    return float(one["covariance"].sel(names).mean())  # over findings
+def gains(results: xr.Dataset) -> Effect:
+    """Transfer minus random, test AUC in points, by model: no difference (E2)."""
+    rows = _gain_rows(results)
+    compared = {(m,): [(m, init) for init in BOTH] for (m,) in rows}
+    testable = _testable(results, compared, every=True)
+    return Effect("gain", ("model",), rows, testable, equivalent(margin(results, _names(rows))))
 
 
-def finding_gains(results: xr.Dataset) -> pd.DataFrame:
-    """Transfer minus random for each finding of chest films, by model (E5, Table 2).
-
-    `adjusted` is p for the number of rows (Benjamini and Hochberg); the verdict, whether there is
-    any effect, is by it.
-    """
-    rows = []
-    for finding in _findings(results):
-        one = _of_finding(results, finding)
-        rows += [
-            {"model": model, "finding": finding, **effect_row("gain", combined(arms), above)}
-            for model, arms in _gain_arms(one).items()
-        ]
-    rows.sort(key=lambda row: list(results.model.values).index(row["model"]))
-    table = as_table(rows, ["model", "finding"], "gain")
-    table["adjusted"] = metrics.adjusted(table["p"].to_numpy()) if len(table) else table["p"]
-    up = np.where(table["gain"] > 0, "up", "down")
-    table["verdict"] = np.where(table["adjusted"] < metrics.LEVEL, up, "inconclusive")
-    return table
+def _names(rows: Iterable[tuple]) -> list[str]:
+    return [label[0] for label in rows]
 
 
-def _findings(results: xr.Dataset) -> list[str]:
-    """None where a task has but one question, or no scores were kept."""
-    return list(results.finding.values) if "finding_auc" in results else []
-
-
-def _of_finding(results: xr.Dataset, finding: str) -> xr.Dataset:
-    """With the test AUC of one finding in place of the mean over all."""
-    names = {d: finding for d in ("finding", "finding_") if d in results.dims}
-    one = results.sel(names)
-    return having(one.assign(test_auc=one["finding_auc"]), init=BOTH)
-
-
-def _gain_arms(one: xr.Dataset) -> dict[str, Arms]:
+def _gain_rows(results: xr.Dataset) -> dict[tuple, Arms]:
     """Of each model that has both: transfer less random, in points."""
-    return {
-        model: [(sign, one.sel(model=model, init=init)) for init, sign in SIGNS.items()]
-        for model in one.model.values
-        if all(_ran(one.sel(model=model), init) for init in BOTH)
-    }
+    found = {(str(m),): gain(results, m) for m in results.model.values}
+    return {label: arms for label, arms in found.items() if arms}
 
 
-def mean_finding_gains(results: xr.Dataset) -> pd.DataFrame:
-    """Each finding's gain as a mean over models, and whether its sign is the paper's (E5)."""
-    rows = []
-    for finding in [f for f in _findings(results) if str(f).lower() in PAPER_SIGNS]:
-        by_model = _gain_arms(_of_finding(results, finding))
-        arms = [(w / len(by_model), arm) for pair in by_model.values() for w, arm in pair]
-        sign = PAPER_SIGNS[str(finding).lower()]
+def gain(results: xr.Dataset, model: str, init: str = "transfer") -> Arms:
+    return difference(results, {"model": model, "init": init}, {"model": model, "init": "random"})
+
+
+def keeping_up(results: xr.Dataset, reference: str = LARGE) -> Effect:
+    """Each small network minus the reference, test AUC in points, by init: not behind by more than
+    the margin (E3)."""
+    rows, compared = {}, {}
+    for model, init in itertools.product(_small(results), BOTH):
+        pair = [(model, str(init)), (reference, str(init))]
+        arms = difference(results, *(dict(model=m, init=i) for m, i in pair))
         if arms:
-            rows.append({"finding": finding, **effect_row("gain", combined(arms), signed(sign))})
-    return as_table(rows, ["finding"], "gain")
+            rows[model, str(init)], compared[model, str(init)] = arms, pair
+    testable, least = _testable(results, compared, every=True), margin(results, [reference])
+    decide = lambda effect: metrics.decide_positive(effect, -least)  # noqa: E731
+    return Effect("difference", ("model", "init"), rows, testable, decide)
+
+
+def _small(results: xr.Dataset) -> list[str]:
+    return [str(m) for m in results.model.values if m not in NOT_SMALL]
+
+
+def fine_tuning(results: xr.Dataset) -> Effect:
+    """Fine-tuned networks minus a regression on their frozen pretrained features, test AUC in
+    points, by model: above 0 (E7)."""
+    rows = {}
+    for model in results.model.values if "probe_auc" in results else []:
+        if has(results, model=model, init="transfer"):
+            frozen = probe(results, model=model, probe="transfer")
+            tuned = arm(results, model=model, init="transfer")
+            rows[(str(model),)] = [(100.0, tuned), (-100.0, frozen)]
+    compared = {(m,): [(m, "transfer")] for (m,) in rows}
+    return Effect("difference", ("model",), rows, _testable(results, compared), above)
 
 
 # Of Table 2 as the paper's text sums it up.
@@ -157,45 +334,65 @@ PAPER_SIGNS = {
 }
 
 
-def signed(sign: int) -> Decide:
-    """As `above`, or below 0 for a sign of -1."""
+def findings(results: xr.Dataset) -> Effect:
+    """Gain of each finding that the paper names, a mean over models, with the paper's sign (E5)."""
+    names = list(results.finding.values) if "finding_auc" in results else []
+    rows, there = {}, learned(results)
+    models = [m for (m,) in _gain_rows(results)]
+    able = [m for m in models if any((m, init) in there for init in BOTH)]
+    for finding in [f for f in names if str(f).lower() in PAPER_SIGNS]:
+        one = of_finding(results, finding)
+        sums = [arms for m in able or models if (arms := gain(one, m))]
+        if sums:
+            rows[(str(finding),)] = scaled(PAPER_SIGNS[str(finding).lower()], mean(sums))
+    testable = set(rows) if able else set()
+    return Effect("gain with the paper's sign", ("finding",), rows, testable, above)
 
-    def decide(effect: metrics.Interval) -> metrics.Decision:
-        ends = sorted([sign * effect.low, sign * effect.high])
-        return above(effect._replace(mean=sign * effect.mean, low=ends[0], high=ends[1]))
 
-    return decide
+def of_finding(results: xr.Dataset, finding: str) -> xr.Dataset:
+    """With the test AUC of one finding in place of the mean over all."""
+    one = results.sel(finding=finding, drop=True)
+    return one.assign(test_auc=one["finding_auc"], influence=one["finding_influence"])
 
 
-def keeping_up(results: xr.Dataset, reference: str = LARGE) -> pd.DataFrame:
-    """Each small network minus the reference, test AUC in points, by init, paired over seeds (E3).
+def finding_gains(results: xr.Dataset) -> pd.DataFrame:
+    """Transfer minus random for each finding of chest films, by model (E5, Table 2).
 
-    `holds` if the interval lies above minus the margin: not worse by more than that.
+    `adjusted` is p for the number of rows (Benjamini and Hochberg); the verdict, whether there is
+    any effect, is by it.
     """
-    results = having(results, model=[reference])
     rows = []
-    for model in [m for m in results.model.values if m not in NOT_SMALL]:
-        for init in results.init.values:
-            one, other = (results.sel(model=m, init=init) for m in (model, reference))
-            row = contrast(one, other, "difference", not_worse)
-            rows.append({"model": model, "init": init, **row})
-    return as_table(rows, ["model", "init"], "difference")
+    names = results.finding.values if "finding_auc" in results else []
+    for model, finding in itertools.product(results.model.values, names):
+        arms = gain(of_finding(results, finding), model)
+        if arms:
+            found = combined(arms)
+            row = {"model": str(model), "finding": str(finding), **effect_row("gain", found)}
+            rows.append(row | {"p": above(found).p})
+    found = as_table(rows, ["model", "finding"], "gain")
+    found["adjusted"] = metrics.adjusted(found["p"].to_numpy()) if len(found) else found["p"]
+    up = np.where(found["gain"] > 0, "up", "down")
+    found["verdict"] = np.where(found["adjusted"] < metrics.LEVEL, up, "inconclusive")
+    return found
 
 
 def source_rank(results: xr.Dataset) -> metrics.Correlation:
     """Rank correlation over networks between accuracy on the source task and test AUC after
-    transfer (E4); of networks pretrained on the same source."""
-    if "source_auc" not in results:
+    transfer (E4); of networks pretrained on the same source that have learned."""
+    there = learned(results)
+    models = [m for m in results.model.values if (m, "transfer") in there]
+    if "source_auc" not in results or not models:
         return metrics.rank_correlation(np.array([]), np.array([]))
-    target = having(results, init=BOTH)["test_auc"].sel(init="transfer").mean("seed")
-    return metrics.rank_correlation(results["source_auc"].values, target.values)
+    one = results.sel(model=models)
+    target = one["test_auc"].sel(init="transfer").mean(["fold", "seed"])
+    return metrics.rank_correlation(one["source_auc"].values, target.values)
 
 
 def loose(rho: metrics.Correlation) -> metrics.Decision:
     """`holds` if the interval lies within +-LOOSE: no more than a loose relation, which takes 16
     networks at least. `differs` if it does not, and there is a relation."""
     if rho.n < 4 or np.isnan(rho.mean):
-        return metrics.Decision("inconclusive", 1.0)
+        return metrics.Decision("not testable", 1.0)
     inside = np.arctanh(LOOSE) - np.arctanh(min(abs(rho.mean), 1 - 1e-9))
     p = min(1.0, 2 * float(scipy.stats.norm.sf(inside * np.sqrt(rho.n - 3))))
     if p < metrics.LEVEL:
@@ -203,22 +400,80 @@ def loose(rho: metrics.Correlation) -> metrics.Decision:
     return metrics.Decision("differs" if rho.p < metrics.LEVEL else "inconclusive", rho.p)
 
 
+# --- learning rates --------------------------------------------------------------------------
+
+
+def last_validation(results: xr.Dataset) -> xr.DataArray:
+    """Validation AUC at the end, in percent, mean over repetitions: learning rates are chosen by
+    it."""
+    return 100 * results["auc"].isel(step=-1).mean(["fold", "seed"])
+
+
 def best_rates(results: xr.Dataset) -> dict[str, float]:
-    """The learning rate with the best validation AUC, as `tuned` wants it: "model init": rate."""
-    best = figures.best_validation(results)
-    arms = [(m, i) for m in best.model.values for i in best.init.values]
-    values = {f"{m} {i}": best.sel(model=m, init=i) for m, i in arms}
-    return {n: float(v.lr[int(v.argmax("lr"))]) for n, v in values.items() if v.notnull().any()}
+    """The learning rate with the best last validation AUC, as `tuned` wants it: "model init": rate.
+    A rate at which any repetition failed is none."""
+    reached = last_validation(results)
+    failed = results["test_auc"].isnull().any(["fold", "seed"])
+    found = {}
+    for model, init in itertools.product(results.model.values, results.init.values):
+        one = reached.where(~failed).sel(model=model, init=init)
+        if one.notnull().any():
+            found[f"{model} {init}"] = float(one.lr[int(one.argmax("lr"))])
+    return found
 
 
-def clearest(table: pd.DataFrame) -> pd.Series:
-    """The row whose interval lies farthest from 0: the one that decides, not the largest mean.
+def at_best_rates(results: xr.Dataset) -> xr.Dataset:
+    """Each arm of a tuning at its best rate: what pilots of the final AUC are."""
+    best = best_rates(results)
+    parts = []
+    for name, rate in best.items():
+        model, init = name.split(" ")
+        one = results.sel(lr=rate, drop=True).sel(model=[model], init=[init])
+        parts.append(one.stack(arm=["model", "init"]))
+    joined = xr.concat(parts, "arm", data_vars="all", coords="minimal")
+    return joined.unstack("arm")
 
-    Raises ValueError for a table without rows.
-    """
-    if table.empty:
-        raise ValueError("expected an effect, got a table without rows: nothing ran, or all failed")
-    return table.loc[np.maximum(table["low"], -table["high"]).idxmax()]
+
+def foreseen(effect: Effect, folds: int, repetitions: int) -> metrics.Interval:
+    """What the mean of all rows would be known by from so many folds and repetitions, if patients
+    and trainings vary as in the repetitions of these folds."""
+    values, influence, patients = _summed(mean(effect.rows.values()))
+    found = metrics.over_folds(values, influence, patients)
+    if influence is None or patients is None or not np.isfinite(found.low):
+        return found
+    seen = float(metrics.patients_variance(influence, patients).mean()) / folds
+    trained = float(np.nanvar(values, axis=1, ddof=1).mean()) / folds / repetitions
+    repeated = folds * (repetitions - 1) or max(1, folds - 1)
+    known = folds * max(1, int(patients.mean()) - 1)
+    df = (seen + trained) ** 2 / (seen**2 / known + trained**2 / repeated)
+    se = float(np.sqrt(seen + trained))
+    return metrics.students(found.mean, se, found.sd, folds * repetitions, df)
+
+
+def at_an_end(results: xr.Dataset) -> list[str]:
+    """Arms whose best rate is the least or largest tried: there the grid must grow by a step."""
+    tried = results["auc"].notnull().any(["fold", "seed", "step"])
+    found = []
+    for name, rate in best_rates(results).items():
+        model, init = name.split(" ")
+        rates = tried.lr.values[tried.sel(model=model, init=init).values]
+        found += [name] if rate in (rates.min(), rates.max()) else []
+    return found
+
+
+def longer(results: xr.Dataset) -> pd.DataFrame:
+    """What twice as many steps add to the last validation AUC, in points, by arm and source, and
+    whether that is less than half a point's margin: then a training counts as converged."""
+    last = 100 * results["last_auc"]
+    rows = []
+    for model, init in itertools.product(results.model.values, results.init.values):
+        more = last.sel(model=model, init=init, length=2) - last.sel(
+            model=model, init=init, length=1
+        )
+        found = metrics.interval(more.values)
+        row = {"model": str(model), "init": str(init), **effect_row("added", found)}
+        rows.append(row | {"verdict": "converged" if found.mean < POINT / 2 else "not converged"})
+    return as_table(rows, ["model", "init"], "added")
 
 
 # --- little data -----------------------------------------------------------------------------
@@ -226,211 +481,262 @@ def clearest(table: pd.DataFrame) -> pd.Series:
 
 def gains_by_size(results: xr.Dataset) -> pd.DataFrame:
     """`gains` for each number of training images (E6)."""
-    parts = {int(n): gains(results.sel(train_images=n)) for n in results.train_images.values}
+    parts = {int(n): table(gains(results.sel(train_images=n))) for n in results.train_images.values}
     return _stacked(parts, "train_images")
 
 
-def interactions(results: xr.Dataset, large: str = LARGE) -> pd.DataFrame:
-    """How much more the large network gains from transfer than each other, points of AUC, at each
-    number of training images (E6). `holds` if above 0."""
-    results = having(results, model=[large], init=BOTH)
-    rows = []
-    for size, model in itertools.product(results.train_images.values, results.model.values):
-        if model in NOT_SMALL:
-            continue
-        one = results.sel(train_images=size)
-        arms = [
-            (weight * sign, one.sel(model=name, init=init))
-            for weight, name in ((1, large), (-1, model))
-            for init, sign in SIGNS.items()
-        ]
-        row = effect_row("difference", combined(arms), above)
-        rows.append({"model": model, "train_images": int(size), **row})
-    return as_table(rows, ["model", "train_images"], "difference")
+def little_data(results: xr.Dataset, images: int | None = None) -> Effect:
+    """How much more the large network gains from transfer than each small one, points of AUC, at
+    the fewest training images or so many: above 0 (E6)."""
+    least = int(results.train_images.min()) if images is None else images
+    one = results.sel(train_images=least)
+    large, rows = gain(one, LARGE), {}
+    for model in _small(one) if large else []:
+        small = gain(one, model)
+        if small:
+            rows[(model,)] = [*large, *scaled(-1, small)]
+    compared = {(m,): [_both(m), _both(LARGE)] for (m,) in rows}
+    testable = _testable(one, compared, every=True)
+    return Effect("difference", ("model",), rows, testable, above)
 
 
-def slopes(results: xr.Dataset) -> pd.DataFrame:
-    """Change of the gain from transfer with each doubling of the training set, points of AUC, by
-    model (E7): the least-squares slope, over seeds that have all its sizes. `holds` if below 0: the
-    gain shrinks."""
-    results = having(results, init=BOTH)
-    there = results["test_auc"].sel(init=BOTH).notnull().any("seed").all("init")
-    rows = []
-    for model in results.model.values:
-        one = results.sel(model=model)
-        sizes = one.train_images.values[there.sel(model=model).values]
-        if len(sizes) < 2:
-            continue
-        doublings = np.log2(sizes) - np.log2(sizes).mean()
-        arms = [
-            (weight * sign, one.sel(train_images=size, init=init))
-            for size, weight in zip(sizes, doublings / (doublings**2).sum(), strict=True)
-            for init, sign in SIGNS.items()
-        ]
-        rows.append({"model": model, **effect_row("slope", combined(arms), signed(-1))})
-    return as_table(rows, ["model"], "slope")
+def _both(model: str) -> list[tuple[str, str]]:
+    return [(model, init) for init in BOTH]
 
 
-def fine_tuning(results: xr.Dataset) -> pd.DataFrame:
-    """Fine-tuned minus frozen pretrained features, test AUC in points, by model, number of training
-    images and how much is frozen (E7). `holds` if above 0."""
-    results = having(results, init=BOTH)
-    frozen = [i for i in results.init.values if str(i).startswith("frozen:")]
-    sizes = results.train_images.values
-    rows = []
-    for model, size, init in itertools.product(results.model.values, sizes, frozen):
-        one = results.sel(model=model, train_images=size)
-        row = contrast(one.sel(init="transfer"), one.sel(init=init), "difference", above)
-        rows.append({"model": model, "train_images": int(size), "init": init, **row})
-    return as_table(rows, ["model", "train_images", "init"], "difference")
+def shrinking(results: xr.Dataset) -> Effect:
+    """Change of the gain with each doubling of the training images, by model, in points: below 0
+    (E6). The least-squares slope on the logarithm of the number of images."""
+    rows = {(str(m),): _slope(results, m) for m in results.model.values}
+    rows = {label: arms for label, arms in rows.items() if arms}
+    there = [learned(results.sel(train_images=n)) for n in results.train_images.values]
+    testable = {(m,) for (m,) in rows if any({*_both(m)} & found for found in there)}
+    return Effect("slope", ("model",), rows, testable, below, " points a doubling")
+
+
+def _slope(results: xr.Dataset, model: str) -> Arms:
+    parts = {n: gain(results.sel(train_images=n), model) for n in results.train_images.values}
+    parts = {n: arms for n, arms in parts.items() if arms}
+    if len(parts) < 2:
+        return []
+    doublings = np.log2(list(parts)) - np.log2(list(parts)).mean()
+    weights = doublings / (doublings**2).sum()
+    return [
+        each
+        for weight, arms in zip(weights, parts.values(), strict=True)
+        for each in scaled(weight, arms)
+    ]
 
 
 # --- convergence -----------------------------------------------------------------------------
 
 
-def level(results: xr.Dataset, model: str) -> float:
-    """The AUC that counts as converged: REACH of the random init's mean final gain over chance, or
-    of transfer's where random init did not learn; nan where neither did."""
-    final = results["auc"].sel(model=model).isel(step=-1).mean("seed")
-    for init in BOTH:
-        gain = final.sel(init=init).item() - 0.5 if init in final.init else 0.0
-        if gain >= LEARNED:
-            return 0.5 + REACH * gain
-    return np.nan
+def area(results: xr.Dataset) -> xr.DataArray:
+    """Validation AUC averaged over the logarithm of the steps, in points: learning twice as fast
+    counts alike early and late, and no run need reach a level."""
+    curve = 100 * results["auc"].dropna("step", how="all")
+    place = np.log(curve.step.values)
+    if len(place) < 2:
+        return curve.mean("step", skipna=False)
+    gaps = np.diff(place)
+    widths = (np.append(gaps, 0) + np.append(0, gaps)) / 2  # the trapezium rule
+    weights = xr.DataArray(widths / widths.sum(), {"step": curve.step}, ("step",))
+    return (curve * weights).sum("step", skipna=False)
+
+
+def _area_sum(results: xr.Dataset, model: str, parts: list[tuple[str, float]]) -> Arms:
+    """A weighted sum of the areas of a model's inits; nothing where one was never run."""
+    if not all(has(results, model=model, init=init) for init, _ in parts):
+        return []
+    found = area(results.sel(model=model))
+    return [(w, found.sel(init=init, drop=True).to_dataset(name="value")) for init, w in parts]
+
+
+def _by_area(
+    results: xr.Dataset, parts: Callable[[str], list[tuple[str, float]]]
+) -> tuple[dict[tuple, Arms], set[tuple]]:
+    """Rows by model of weighted areas, and those of which an arm has learned."""
+    rows, compared = {}, {}
+    for model in map(str, results.model.values):
+        wanted = parts(model)
+        arms = _area_sum(results, model, wanted) if wanted else []
+        if arms:
+            rows[(model,)], compared[(model,)] = arms, [(model, init) for init, _ in wanted]
+    return rows, _testable(results, compared)
+
+
+def start_level(results: xr.Dataset, model: str) -> float:
+    """The AUC that counts as converged: REACH of the random init's mean final gain over chance."""
+    final = results["auc"].sel(model=model, init="random").dropna("step", how="all").isel(step=-1)
+    return 0.5 + REACH * (float(final.mean()) - 0.5)
 
 
 def speedups(results: xr.Dataset) -> pd.DataFrame:
     """Steps of the random init over steps of another, to the same validation AUC (E13).
 
-    A geometric mean over seeds with its 95 % interval, or a bound where a run never gets there and
-    the log-rank test decides; `never` says how many. `holds` if the other is faster.
+    A geometric mean over folds with its 95 % interval, or a bound where a run never gets there;
+    `never` says how many. `holds` if the other is faster.
     """
-    rows = []
-    for model in results.model.values:
-        one = results.sel(model=model)
-        for init in [i for i in one.init.values if _ran(one, "random") and _ran(one, i)]:
-            if init != "random":
-                row = faster(results, model, "random", init)
-                rows.append({"model": model, "init": init, **row})
-    # Without a level nothing is measured, which is an answer.
-    rows = [row for row in rows if row["n"] or np.isnan(row["level"])]
-    return _frame(rows, ["model", "init"], "speed-up")
+    rows, there = [], learned(results)
+    for model, init in itertools.product(results.model.values, results.init.values):
+        if init == "random" or not all(has(results, model=model, init=i) for i in ("random", init)):
+            continue
+        row = _speedup(results, str(model), str(init))
+        if not {(model, "random"), (model, init)} & there:
+            row |= {"verdict": "not testable", "p": 1.0}
+        rows.append({"model": str(model), "init": str(init), **row})
+    return as_table(rows, ["model", "init"], "speed-up")
 
 
-def faster(results: xr.Dataset, model: str, slow: str, fast: str) -> dict:
-    """One row of `speedups`: steps of one init over those of another."""
-    goal = level(results, model)
-    steps = figures.reached(results.sel(model=model), goal).where(np.isfinite(goal))
-    end = float(results.step[-1])
-    found = metrics.speedup(steps.sel(init=slow).values, steps.sel(init=fast).values, end)
-    ends = {n: 2.0 ** getattr(found.log2, n) for n in ("low", "high")}
-    row = {"speed-up": 2.0**found.log2.mean, **ends, "n": found.log2.n, "level": goal}
-    return row | {"bound": found.bound, "never": found.never, **found.decision._asdict()}
+def _speedup(results: xr.Dataset, model: str, init: str) -> dict:
+    slow, late = (_steps(results, model, name) for name in ("random", init))
+    found = combined(_faster(results, model, init))
+    never = int(np.isinf(slow).sum()), int(np.isinf(late).sum())
+    bound = "unknown" if all(never) else "at least" if never[0] else "at most" if never[1] else ""
+    ends = {name: 2.0 ** getattr(found, name) for name in ("low", "high")}
+    row = {"speed-up": 2.0**found.mean, **ends, "n": found.n, "bound": bound, "never": sum(never)}
+    decision = metrics.Decision("inconclusive", 1.0) if never[1] else above(found)
+    return row | {"level": start_level(results, model)} | decision._asdict()
 
 
-def ahead(results: xr.Dataset) -> xr.DataArray:
-    """Mean validation AUC over the whole training, in points: early learning counts, and no run
-    need reach a level."""
-    return 100 * results["auc"].mean("step")
+def _steps(results: xr.Dataset, model: str, init: str) -> xr.DataArray:
+    one = results.sel(model=model, init=init, drop=True)
+    return figures.reached(one, start_level(results, model))
 
 
-def _lead(area: xr.DataArray, init: str, other: str) -> metrics.Interval:
-    """How far one init is `ahead` of another, paired over seeds."""
-    return metrics.interval((area.sel(init=init) - area.sel(init=other)).values)
+def _faster(results: xr.Dataset, model: str, init: str) -> Arms:
+    """log2 of the steps of random init over those of another; who never gets there counts with its
+    length."""
+    end = float(results.step.max())
+    slow, late = (_steps(results, model, name) for name in ("random", init))
+    ratio = slow.clip(max=end) / late.clip(max=end)
+    return [(1.0, xr.Dataset({"value": np.log2(ratio)}))]
 
 
-def variants(results: xr.Dataset, than: str = "batch_norm") -> pd.DataFrame:
-    """Mean Var against the control that keeps pretrained batch norm over random weights, by model:
-    mean validation AUC over training, in points (E14). `holds` if Mean Var is ahead."""
-    area = ahead(having(results, init=["mean_var", than]))
-    rows = []
-    for model in results.model.values:
-        effect = _lead(area.sel(model=model), "mean_var", than)
-        rows.append({"model": model, **effect_row("difference", effect, above)})
-    return as_table(rows, ["model"], "difference")
+def scaling(results: xr.Dataset) -> Effect:
+    """How much faster Mean Var is than random init, doublings, by model: above 0 (E13); undecided
+    where a run of Mean Var never gets to the level."""
+    models = [
+        str(m)
+        for m in results.model.values
+        if all(has(results, model=m, init=i) for i in ("random", "mean_var"))
+    ]
+    rows = {(m,): _faster(results, m, "mean_var") for m in models}
+    compared = {(m,): [(m, "random"), (m, "mean_var")] for m in models}
+    testable = _testable(results, compared)
+    late = any(bool(np.isinf(_steps(results, m, "mean_var")).any()) for (m,) in testable)
+    decide = (lambda effect: metrics.Decision("inconclusive", 1.0)) if late else above
+    unit = " doublings of speed"
+    return Effect("faster", ("model",), rows, testable, decide, unit, 2)
+
+
+def scale_alone(results: xr.Dataset) -> Effect:
+    """Mean Var against the control that keeps pretrained batch norm over random weights, area, by
+    model: above 0 (E14)."""
+    rows, testable = _by_area(results, lambda _: [("mean_var", 1.0), ("batch_norm", -1.0)])
+    return Effect("difference", ("model",), rows, testable, above)
 
 
 # --- transfusion and hybrids -----------------------------------------------------------------
 
 
-def prefixes(one: xr.Dataset) -> list[str]:
+def prefixes(results: xr.Dataset, model: str) -> list[str]:
     """The inits of one model from nothing pretrained to everything, block by block."""
-    return ["random", *_blockwise(one, "transfusion"), "transfer"]
+    return ["random", *_blockwise(results, model, "transfusion"), "transfer"]
 
 
-def _blockwise(one: xr.Dataset, base: str) -> list[str]:
+def _blockwise(results: xr.Dataset, model: str, base: str) -> list[str]:
     """The inits of one model that are written `base:block`, in their order."""
-    return [str(i) for i in one.init.values if str(i).startswith(f"{base}:") and _ran(one, i)]
+    names = [str(i) for i in results.init.values if str(i).startswith(f"{base}:")]
+    return [init for init in names if has(results, model=model, init=init)]
 
 
 def marginal(results: xr.Dataset) -> pd.DataFrame:
-    """What each further pretrained block adds, by model: points of mean validation AUC over
-    training (E15)."""
-    results = having(results, init=BOTH)
+    """What each further pretrained block adds, by model, in area (E15)."""
     rows = []
-    for model in results.model.values:
-        one = results.sel(model=model)
-        for without, with_ in itertools.pairwise(prefixes(one)):
-            effect = _lead(ahead(one), with_, without)
-            rows.append({"model": model, "init": with_, **effect_row("added", effect, above)})
+    for model in map(str, results.model.values):
+        for without, with_ in itertools.pairwise(prefixes(results, model)):
+            arms = _area_sum(results, model, [(with_, 1.0), (without, -1.0)])
+            if arms:
+                found = effect_row("added", combined(arms))
+                rows.append({"model": model, "init": with_, **found})
     return as_table(rows, ["model", "init"], "added")
 
 
-def first_block(results: xr.Dataset) -> pd.DataFrame:
-    """What the first pretrained block adds, minus what each later one adds (E15). `holds` if above
-    0."""
-    results = having(results, init=BOTH)
+def first_block(results: xr.Dataset) -> Effect:
+    """What the first pretrained block adds, minus the mean of what each later one adds, area, by
+    model: above 0 (E15)."""
+
+    def parts(model: str) -> list[tuple[str, float]]:
+        names = prefixes(results, model)
+        later = len(names) - 2
+        if later < 1:
+            return []
+        # The later steps add up to the last of all less the first block.
+        return [(names[1], 1 + 1 / later), (names[0], -1.0), (names[-1], -1 / later)]
+
+    rows, testable = _by_area(results, parts)
+    return Effect("difference", ("model",), rows, testable, above)
+
+
+def low_against_many(results: xr.Dataset) -> Effect:
+    """The first pretrained block alone, few weights, minus the last one alone, most weights, area,
+    by model: above 0 (E16)."""
+
+    def parts(model: str) -> list[tuple[str, float]]:
+        first = _blockwise(results, model, "transfusion")[:1]
+        last = _blockwise(results, model, "suffix")[-1:]
+        return [(first[0], 1.0), (last[0], -1.0)] if first and last else []
+
+    rows, testable = _by_area(results, parts)
+    return Effect("difference", ("model",), rows, testable, above)
+
+
+CUT = "transfusion:block2"  # the two blocks that a hybrid keeps
+
+
+def slim(results: xr.Dataset) -> Effect:
+    """Slim ResNet-50 with two pretrained blocks minus full transfer, test AUC in points: no
+    difference (E17)."""
+    pair = [(config.SLIM, CUT), (LARGE, "transfer")]
+    arms = difference(results, *(dict(model=m, init=i) for m, i in pair))
+    rows = {(LARGE, "transfer"): arms} if arms else {}
+    testable = _testable(results, {row: pair for row in rows}, every=True)
+    least = equivalent(margin(results, [config.SLIM, LARGE]))
+    return Effect("difference", ("model", "init"), rows, testable, least)
+
+
+def slim_beside(results: xr.Dataset) -> pd.DataFrame:
+    """The slim hybrid minus others, test AUC in points: full transfer, the large network with as
+    many pretrained blocks, and its own random init."""
     rows = []
-    for model in results.model.values:
-        one = results.sel(model=model)
-        added = ahead(one).sel(init=prefixes(one)).diff("init")
-        for init in added.init.values[1:]:
-            effect = metrics.interval((added.isel(init=0) - added.sel(init=init)).values)
-            rows.append({"model": model, "init": init, **effect_row("difference", effect, above)})
+    for model, init in ((LARGE, "transfer"), (LARGE, CUT), (config.SLIM, "random")):
+        arms = difference(
+            results, {"model": config.SLIM, "init": CUT}, {"model": model, "init": init}
+        )
+        if arms:
+            found = effect_row("difference", combined(arms))
+            rows.append({"model": model, "init": init, **found})
     return as_table(rows, ["model", "init"], "difference")
 
 
-def low_against_many(results: xr.Dataset) -> pd.DataFrame:
-    """The first pretrained block alone, few weights, minus the last one alone, most weights: points
-    of mean validation AUC over training, by model (E16). `holds` if above 0."""
+def synthetic_gabors(results: xr.Dataset) -> Effect:
+    """Synthetic Gabors as first layer, the rest random, minus a pretrained first layer, area, by
+    model: no difference (E18)."""
+    rows, testable = _by_area(results, lambda _: [("gabor", 1.0), ("transfusion:conv1", -1.0)])
+    return Effect("difference", ("model",), rows, testable, equivalent(POINT))
+
+
+def gabors_beside(results: xr.Dataset) -> pd.DataFrame:
+    """Synthetic Gabors minus others, area, by model: a pretrained first layer, a Gaussian one of
+    the same moments, and random init."""
     rows = []
-    for model in results.model.values:
-        one = results.sel(model=model)
-        first, last = _blockwise(one, "transfusion")[:1], _blockwise(one, "suffix")[-1:]
-        for low, high in zip(first, last, strict=False):
-            row = effect_row("difference", _lead(ahead(one), low, high), above)
-            rows.append({"model": model, "init": high, **row})
-    return as_table(rows, ["model", "init"], "difference")
-
-
-def slim(results: xr.Dataset) -> pd.DataFrame:
-    """Slim ResNet-50 with two pretrained blocks minus others, test AUC in points (E17): against
-    full transfer (`holds` within the margin), and against its own random init (`holds` above 0)."""
-    cut = "transfusion:block2"
-    results = having(results, model=[config.SLIM, LARGE], init=[*BOTH, cut])
-    hybrid = results.sel(model=config.SLIM, init=cut)
-    others = {
-        (LARGE, "transfer"): equivalent,
-        (LARGE, cut): equivalent,
-        (config.SLIM, "random"): above,
-    }
-    rows = []
-    for (model, init), decide in others.items():
-        row = contrast(hybrid, results.sel(model=model, init=init), "difference", decide)
-        rows.append({"model": model, "init": init, **row})
-    return as_table(rows, ["model", "init"], "difference")
-
-
-def synthetic_gabors(results: xr.Dataset) -> pd.DataFrame:
-    """Synthetic Gabors as first layer, the rest random, minus others, by model: points of mean
-    validation AUC over training (E18). Against the pretrained first layer, `holds` within the
-    margin; against a Gaussian one of the same moments and against random init, above 0."""
-    others = {"transfusion:conv1": equivalent, "mean_var:conv1": above, "random": above}
-    area = ahead(having(results, init=["gabor", *others]))
-    rows = []
-    for model, (init, decide) in itertools.product(results.model.values, others.items()):
-        effect = _lead(area.sel(model=model), "gabor", init)
-        rows.append({"model": model, "init": init, **effect_row("difference", effect, decide)})
+    others = ("transfusion:conv1", "mean_var:conv1", "random")
+    for model, init in itertools.product(map(str, results.model.values), others):
+        arms = _area_sum(results, model, [("gabor", 1.0), (init, -1.0)])
+        if arms:
+            found = effect_row("difference", combined(arms))
+            rows.append({"model": model, "init": init, **found})
     return as_table(rows, ["model", "init"], "difference")
 
 
@@ -439,8 +745,26 @@ def synthetic_gabors(results: xr.Dataset) -> pd.DataFrame:
 
 def gains_by_variant(results: xr.Dataset) -> pd.DataFrame:
     """`gains` under each variant of the recipe (E19)."""
-    parts = {str(v): gains(results.sel(variant=v)) for v in results.variant.values}
+    parts = {str(v): table(gains(results.sel(variant=v))) for v in results.variant.values}
     return _stacked(parts, "variant")
+
+
+def any_recipe(results: xr.Dataset, own: str, others: Iterable[str]) -> Effect:
+    """Mean gain under another recipe minus that under the study's own, points of AUC, each: no
+    difference (E19)."""
+    usual = results.sel(variant=own)
+    rows, testable = {}, set()
+    for variant in others:
+        one = results.sel(variant=variant)
+        models = [m for (m,) in _gain_rows(one) if gain(usual, m)]
+        if models:
+            here, there = (mean(gain(r, m) for m in models) for r in (one, usual))
+            rows[(str(variant),)] = [*here, *scaled(-1, there)]
+            arms = {pair for m in models for pair in _both(m)}
+            if arms <= learned(one) and arms <= learned(usual):
+                testable.add((str(variant),))
+    least = equivalent(margin(usual, results.model.values))
+    return Effect("difference", ("variant",), rows, testable, least)
 
 
 def speedups_by_variant(results: xr.Dataset) -> pd.DataFrame:
@@ -448,56 +772,57 @@ def speedups_by_variant(results: xr.Dataset) -> pd.DataFrame:
     parts = {}
     for variant in results.variant.values:
         one = results.sel(variant=variant).dropna("step", how="all", subset=["auc"])
-        table = speedups(one) if one.sizes["step"] else _frame([], ["model", "init"], "speed-up")
-        of_mean_var = table.index.get_level_values("init") == "mean_var"
-        parts[str(variant)] = table[of_mean_var].droplevel("init")
+        found = speedups(one) if one.sizes["step"] else as_table([], ["model", "init"], "speed-up")
+        of_mean_var = found.index.get_level_values("init") == "mean_var"
+        parts[str(variant)] = found[of_mean_var].droplevel("init")
     return _stacked(parts, "variant")
 
 
-def stable(table: pd.DataFrame) -> metrics.Decision:
-    """Whether all variants, of which there are two at least, give each model the same decided
-    answer: `differs` if two decided answers contradict each other, `inconclusive` if any is
-    undecided.
-
-    Nothing is estimated, so there is no p.
-    """
-    answers = [list(group["verdict"]) for _, group in table.groupby(level="model")]
-    if any({"holds", "differs"} <= set(found) for found in answers):
-        return metrics.Decision("differs", np.nan)
-    told = all(len(found) > 1 and "inconclusive" not in found for found in answers)
-    return metrics.Decision("holds" if answers and told else "inconclusive", np.nan)
+# --- rates, and effects as rows --------------------------------------------------------------
 
 
-# --- arms that may lack ----------------------------------------------------------------------
+def rates(results: xr.Dataset) -> dict[float | None, xr.Dataset]:
+    """Results at each of the equal rates of a chapter, or all under None where each arm has its
+    own."""
+    if "lr" not in results.dims:
+        return {None: results}
+    return {float(rate): results.sel(lr=rate, drop=True) for rate in results.lr.values}
 
 
-def having(results: xr.Dataset, **labels: list[str]) -> xr.Dataset:
-    """With nan for models and inits that these results lack, so that they can be asked for."""
-    for dim, wanted in labels.items():
-        for name in {dim, f"{dim}_"} & set(results.dims):  # the latter of `covariance`
-            there = list(results[name].values)
-            absent = [label for label in wanted if label not in there]
-            results = results.reindex({name: [*there, *absent]}) if absent else results
-    return results
+def by_rate(
+    measure: Callable[[xr.Dataset], pd.DataFrame | Effect], results: xr.Dataset
+) -> pd.DataFrame:
+    """A table, or that of an effect, at each equal rate, below each other."""
+    parts = {}
+    for rate, one in rates(results).items():
+        found = measure(one)
+        parts[rate] = table(found) if isinstance(found, Effect) else found
+    if list(parts) == [None]:
+        return parts[None]
+    return pd.concat(parts, names=["lr"])
 
 
-def _ran(one: xr.Dataset, init: str) -> bool:
-    """Whether a model has this init: not every network of a chapter need have each."""
-    name = "auc" if "auc" in one else "test_auc"
-    return init in one.init and bool(one[name].sel(init=init).notnull().any())
+def effect_row(name: str, effect: metrics.Interval) -> dict:
+    """An interval spread over columns."""
+    low, high = effect.low, effect.high
+    row = {name: effect.mean, "low": low, "high": high, "sd": effect.sd, "n": effect.n}
+    return row | {"df": effect.df, "patients": effect.patients}
+
+
+def as_interval(row: pd.Series, name: str) -> metrics.Interval:
+    """The inverse of `effect_row`."""
+    ends = (row[name], row["low"], row["high"], row["sd"], int(row["n"]))
+    return metrics.Interval(*ends, row.get("df", np.nan), int(row.get("patients", 0)))
 
 
 def as_table(rows: list[dict], keys: list[str], name: str) -> pd.DataFrame:
-    """Rows by their keys, less what no seed tells of: arms never run, or failed each time."""
-    return _frame([row for row in rows if row["n"]], keys, name)
-
-
-def _frame(rows: list[dict], keys: list[str], name: str) -> pd.DataFrame:
-    """Rows by their keys; without any, a table with its columns all the same."""
+    """Rows by their keys, less what no repetition tells of; without any, a table with its columns
+    all the same."""
+    rows = [row for row in rows if row["n"]]
     if rows:
         return pd.DataFrame(rows).set_index(keys)
-    numbers = [name, "low", "high", "sd", "n", "df", "p", "level", "never"]
-    columns = {key: pd.Series(dtype=object) for key in [*keys, "verdict", "bound"]}
+    numbers = [name, "low", "high", "sd", "n", "df", "patients", "p", "level", "never"]
+    columns = {key: pd.Series(dtype=object) for key in [*keys, "verdict", "bound", "learned"]}
     return pd.DataFrame(columns | {n: pd.Series(dtype=float) for n in numbers}).set_index(keys)
 
 
@@ -507,62 +832,17 @@ def _stacked(parts: dict, name: str) -> pd.DataFrame:
     return pd.concat(full, names=[name]).reorder_levels(["model", name])
 
 
-# --- effects as rows -------------------------------------------------------------------------
-
-
-def effect_row(name: str, effect: metrics.Interval, decide: Decide | None = None) -> dict:
-    """An interval spread over columns, with the decision."""
-    low, high = effect.low, effect.high
-    row = {name: effect.mean, "low": low, "high": high, "sd": effect.sd, "n": effect.n}
-    row["df"] = effect.df
-    return row | (decide(effect)._asdict() if decide else {})
-
-
-def as_interval(row: pd.Series, name: str) -> metrics.Interval:
-    """The inverse of `effect_row`."""
-    return metrics.Interval(
-        row[name], row["low"], row["high"], row["sd"], int(row["n"]), row.get("df", np.nan)
-    )
-
-
-def _means(auc: xr.DataArray) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for init in BOTH:
-        values = metrics.interval(auc.sel(init=init).values)
-        found |= {init: values.mean, f"{init} sd": values.sd}
-    return found
-
-
-def overall(table: pd.DataFrame) -> metrics.Decision:
-    """One decision on a claim about all rows. p is that of all holding together, or of any row
-    being as it is, times the number of rows (Bonferroni); nan for no rows."""
-    if table.empty:
-        return metrics.Decision("inconclusive", np.nan)
-    verdict = metrics.overall(list(table["verdict"]))
-    if verdict == "holds":
-        return metrics.Decision(verdict, float(table["p"].max()))
-    return metrics.Decision(verdict, min(1.0, len(table) * float(telling(table)["p"].min())))
-
-
-def telling(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that a claim's verdict rests on: those that hold, or differ; all where undecided."""
-    verdict = metrics.overall(list(table["verdict"]))
-    decisive = {"holds in part": "holds", "differs": "differs"}.get(verdict)
-    return table if decisive is None else table[table["verdict"] == decisive]
-
-
-def spread(mean: float, low: float, high: float, n: int, digits: int = 1, unit: str = "") -> str:
-    """`+0.4 points [-0.1, 0.9] (n = 4)`: a number never travels alone."""
+def spread(effect: metrics.Interval, digits: int = 1, unit: str = "") -> str:
+    """`+0.4 points [-0.1, 0.9] (n = 5, 140 patients)`: a number never travels alone."""
     # `z`: what rounds to nought is +0.0, never -0.0.
-    values = f"{mean:+z.{digits}f}{unit} [{low:+z.{digits}f}, {high:+z.{digits}f}]"
-    return f"{values} (n = {n})"
+    ends = f"[{effect.low:+z.{digits}f}, {effect.high:+z.{digits}f}]"
+    of = f", {effect.patients:,} patients" if effect.patients else ""
+    return f"{effect.mean:+z.{digits}f}{unit} {ends} (n = {effect.n}{of})"
 
 
 def ratio(row: pd.Series) -> str:
     """`2.3 times [1.1, 4.6] (n = 4)`, `at least ...` where runs never got there, or why there is no
     such number."""
-    if np.isnan(row["level"]):
-        return "no level to reach, no init learned"
     if row["bound"] == "unknown":
         return f"not to be told, {row['never']} of {2 * int(row['n'])} runs never got there"
     bound = f"{row['bound']} " if row["bound"] else ""

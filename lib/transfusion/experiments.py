@@ -5,13 +5,17 @@ No torch is imported here until something is missing, so a book whose results ex
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, field, replace
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 import xarray as xr
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
@@ -65,10 +69,11 @@ class Knobs:
     targets: list[str] | None = None
     train_sizes: list[config.Count | None] = field(default_factory=list)
     rates: list[config.Positive] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
     variants: dict[str, dict] = field(default_factory=dict)
     images: config.Count = 1000
     positions: config.Count = 16
-    neurons: config.Count = 64
+    neurons: config.Neurons = 64
 
 
 # --- chapter and parameters -> runs ----------------------------------------------------------
@@ -117,15 +122,44 @@ def _labelled(chapter: str, knobs: Knobs) -> list[tuple[Labels, Spec]]:
     return found
 
 
+def _scored(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
+    """`_trainings`, and the baselines that they must exceed."""
+    yield from _trainings(knobs)
+    yield from _baselines(knobs)
+
+
+def _probed(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
+    """`_scored`, and what the networks' features say before any training for the task."""
+    yield from _scored(knobs)
+    for model, fold in itertools.product(knobs.models, _folds(knobs)):
+        for probe in [init for init in ("random", "transfer") if init in knobs.inits]:
+            start = _start(knobs, model, probe)
+            images = _images(knobs, knobs.target, fold)
+            found = config.Baseline(data=images, features="frozen", model=model, init=start)
+            yield {"model": model, "probe": probe, "fold": fold}, found
+
+
+def _baselines(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
+    simple: list[Literal["statistics", "thumbnail"]] = ["statistics", "thumbnail"]
+    for fold, features in itertools.product(_folds(knobs), simple):
+        found = config.Baseline(data=_images(knobs, knobs.target, fold), features=features)
+        yield {"baseline": features, "fold": fold}, found
+
+
 def _trainings(knobs: Knobs) -> Iterator[tuple[Labels, config.Run]]:
     """Models x inits x rates x folds x seeds on one target: at its own rate, or each of `rates`."""
     for model in knobs.models:
         for init in knobs.own_inits.get(model, knobs.inits):
-            for rate in knobs.rates or [None]:
+            for rate in _asked_rates(knobs):
                 asked = {"lr": rate} if rate else {}
                 for fold, seed in itertools.product(_folds(knobs), range(knobs.seeds)):
                     run = _run(knobs, knobs.target, model, init, fold, seed, rate)
                     yield {"model": model, "init": init, **asked, "fold": fold, "seed": seed}, run
+
+
+def _asked_rates(knobs: Knobs) -> list[float] | list[None]:
+    """The equal rates of all arms; None where each has its own."""
+    return list(knobs.rates) if knobs.rates else [None]
 
 
 def _folds(knobs: Knobs) -> list[int]:
@@ -133,24 +167,37 @@ def _folds(knobs: Knobs) -> list[int]:
 
 
 def _sizes(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
-    """Training-set sizes x what `_trainings` has; the smaller sets lie within the larger ones."""
+    """Training-set sizes x what `_probed` has; the smaller sets lie within the larger ones."""
     for size in knobs.train_sizes:
-        for labels, run in _trainings(replace(knobs, train_size=size)):
+        for labels, run in _probed(replace(knobs, train_size=size)):
             yield {"train_images": size or tables.ALL, **labels}, run
 
 
 def _variants(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
     """The same arms under other conditions: each variant replaces some knobs."""
     for name, changes in knobs.variants.items():
-        for labels, run in _trainings(_knobs(asdict(knobs) | changes)):
+        for labels, run in _scored(_knobs(asdict(knobs) | changes)):
             yield {"variant": name, **labels}, run
+
+
+def _lengths(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
+    """Arms, and pretrainings of `sources`, in the study's length and twice as long."""
+    for length in (1, 2):
+        for labels, run in _trainings(replace(knobs, steps=length * knobs.steps)):
+            yield {**labels, "length": length}, run
+        for model in knobs.sources:
+            source = _source(replace(knobs, source_steps=length * knobs.source_steps), model)
+            if isinstance(source, config.Run):
+                labels = {"model": model, "init": "source", "fold": 0, "seed": 0}
+                yield {**labels, "length": length}, source
 
 
 def _comparisons(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
     """One comparison a model and rate, of all its networks on one fold: pairs share their training
-    images."""
+    images. With the networks and baselines themselves: what has not learned is not compared."""
+    yield from _scored(replace(knobs, fold=knobs.fold or 0))
     chosen: dict = {n: getattr(knobs, n) for n in ("images", "positions", "neurons")}
-    for model, rate in itertools.product(knobs.models, knobs.rates or [None]):
+    for model, rate in itertools.product(knobs.models, _asked_rates(knobs)):
         nets = tuple(
             _run(knobs, knobs.target, model, init, knobs.fold or 0, seed, rate)
             for init in knobs.inits
@@ -166,6 +213,9 @@ def _tasks(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
         for fold, seed in itertools.product(_folds(knobs), range(knobs.seeds)):
             run = _run(knobs, target, model, "random", fold, seed)
             yield {"model": model, "target": target, "fold": fold, "seed": seed}, run
+    for target in knobs.targets or [knobs.target]:
+        for labels, found in _baselines(replace(knobs, target=target)):
+            yield {"target": target, **labels}, found
 
 
 def _run(
@@ -177,7 +227,17 @@ def _run(
     seed: int,
     rate: float | None = None,
 ) -> config.Run:
-    images = config.Data(
+    images, start = _images(knobs, target, fold), _start(knobs, model, init)
+    optim = replace(
+        _optim(knobs, knobs.steps, rate or _rate(knobs, model, init)),
+        evaluate_at=tuple(knobs.evaluate_at),
+        augmentation=knobs.augmentation,
+    )
+    return config.Run(data=images, model=model, init=start, optim=optim, seed=seed)
+
+
+def _images(knobs: Knobs, target: str, fold: int) -> config.Data:
+    return config.Data(
         name=data.resolve(target),
         size=knobs.image_size,
         train=knobs.train_size,
@@ -186,13 +246,10 @@ def _run(
         folds=knobs.folds,
         fold=fold,
     )
-    start = config.Init(name=init, source=None if init == "random" else _source(knobs, model))
-    optim = replace(
-        _optim(knobs, knobs.steps, rate or _rate(knobs, model, init)),
-        evaluate_at=tuple(knobs.evaluate_at),
-        augmentation=knobs.augmentation,
-    )
-    return config.Run(data=images, model=model, init=start, optim=optim, seed=seed)
+
+
+def _start(knobs: Knobs, model: str, init: str) -> config.Init:
+    return config.Init(name=init, source=None if init == "random" else _source(knobs, model))
 
 
 def _rate(knobs: Knobs, model: str, init: str) -> float:
@@ -255,6 +312,7 @@ def collect(chapter: str, **parameters) -> xr.Dataset:
     attrs = {
         "records": records.vouched(study, names.values()),
         "parameters": json.dumps(asdict(knobs)),
+        "tables": _tables(),
     }
     found = _kept(study, chapter, attrs)
     if found is not None:
@@ -266,10 +324,19 @@ def collect(chapter: str, **parameters) -> xr.Dataset:
     dataset.attrs = {
         "runs": json.dumps([_facts(*each) for each in results]),
         **attrs,
-        "train_images": results[0][2].attrs["train_images"],
+        "train_images": round(np.mean([each.attrs["train_images"] for _, _, each in results])),
     }
     store.save(study, chapter, dataset)
     return dataset
+
+
+@cache
+def _tables() -> str:
+    """A digest of the code that makes collected results of records."""
+    digest = hashlib.sha256()
+    for name in ("tables", "metrics", "filters"):
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _mended(study: str, specs: list[Spec], names: dict[str, str]) -> bool:
@@ -287,7 +354,7 @@ def _mended(study: str, specs: list[Spec], names: dict[str, str]) -> bool:
 
 
 def _kept(study: str, chapter: str, attrs: dict[str, str]) -> xr.Dataset | None:
-    """What was collected from these very records under these parameters."""
+    """What was collected from these very records under these parameters by the same code."""
     try:
         found = store.read_zarr(store.results_path(study, chapter))
     except (FileNotFoundError, store.Damaged):
@@ -339,17 +406,18 @@ class Chapter(NamedTuple):
 
 CHAPTERS = {
     "data": Chapter(_tasks, tables.data_table),
-    "tuning": Chapter(_trainings, tables.run_table),
-    "performance": Chapter(_trainings, tables.performance_table),
-    "small_data": Chapter(_sizes, tables.scored_table),
+    "tuning": Chapter(_trainings, tables.scored_table),
+    "convergence": Chapter(_lengths, tables.last_table),
+    "performance": Chapter(_probed, tables.performance_table),
+    "small_data": Chapter(_sizes, tables.small_data_table),
     "representations": Chapter(_comparisons, tables.final_table),
     "overparametrization": Chapter(_comparisons, tables.change_table),
-    "first_layer": Chapter(_trainings, tables.filter_table),
-    "weight_scaling": Chapter(_trainings, tables.run_table),
-    "transfusion": Chapter(_trainings, tables.run_table),
-    "hybrids": Chapter(_trainings, tables.scored_table),
-    "efficiency": Chapter(_trainings, tables.cost_table),
-    "robustness": Chapter(_variants, tables.run_table),
+    "first_layer": Chapter(_scored, tables.filter_table),
+    "weight_scaling": Chapter(_scored, tables.scored_table),
+    "transfusion": Chapter(_scored, tables.scored_table),
+    "hybrids": Chapter(_scored, tables.scored_table),
+    "efficiency": Chapter(_scored, tables.cost_table),
+    "robustness": Chapter(_variants, tables.scored_table),
 }
 # They need no runs, and so no parameters but those of their own file; the front page comes last,
 # as it shows what all others have collected.

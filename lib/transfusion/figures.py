@@ -49,6 +49,7 @@ BLOCKS = {
     **{"block3": "#4fa845", "block4": "#b5a200", "block5": "#e0a100"},
 }
 NULL = "#666666"
+RUNS = ["fold", "seed"]  # what tells the trainings of one arm apart
 FEW = 3  # series at most are named beside their marks, more in a legend
 Kinds = dict[str, tuple[np.ndarray, str]]  # label: mask of pairs, init that they are coloured by
 TITLES = {
@@ -60,6 +61,7 @@ TITLES = {
     "inception_v3": "Inception-v3",
     "resnet50_slim": "slim ResNet-50",
     "random": "random",
+    "source": "source",
     "mean_var": "Mean Var",
     "transfer": "transfer",
     "mean_var_bn_copied": "Mean Var with batch norm",
@@ -67,6 +69,10 @@ TITLES = {
     "scale_matched": "scale matched",
     "batch_norm": "batch norm alone",
     "gabor": "synthetic Gabors",
+    "statistics": "18 statistics",
+    "thumbnail": "thumbnail 8×8",
+    "probe:random": "frozen random features",
+    "probe:transfer": "frozen pretrained features",
     "fundus": "retinas",
     "cxr": "chest films",
     "R2": "R²",
@@ -122,7 +128,7 @@ def setup() -> None:
 
 
 def performance(results: xr.Dataset) -> hv.Overlay:
-    """Test AUC by model; a mark is a seed."""
+    """Test AUC by model; a mark is a training, a dashed line what needs none."""
     rows = {model: i for i, model in enumerate(results.model.values[::-1])}
     layers = []
     shifts = np.linspace(0.13, -0.13, len(results.init))
@@ -131,15 +137,49 @@ def performance(results: xr.Dataset) -> hv.Overlay:
         frame["row"] = frame["model"].map(rows) + shift
         frame["AUC (%)"] = 100 * frame["test_auc"]
         frame["model"] = frame["model"].map(title)
-        marks = hv.Scatter(frame, "AUC (%)", ["row", "model", "seed"], label=title(init))
+        shown = ["row", "model", "fold", "seed"]
+        marks = hv.Scatter(frame, "AUC (%)", shown, label=title(init))
         layers.append(marks.opts(hv.opts.Scatter(tools=["hover"], size=11, **_mark(init))))
-    top = 100 * results["test_auc"].isel(model=0).mean("seed").to_series()
+    top = 100 * results["test_auc"].isel(model=0).mean(["fold", "seed"]).to_series()
     layers += _named_above(top, len(rows) - 0.62)
+    layers += _probes(results, rows) + _baselines(results, -0.45)
     ticks = [(i, title(model)) for model, i in rows.items()]
     limits = dict(ylim=(-0.6, len(rows) - 0.2), padding=(0.3, 0.1))  # room for the names
     return hv.Overlay(layers).opts(
         yticks=ticks, ylabel="", xlabel="test AUC (%)", show_legend=len(top) != 2, **limits
     )
+
+
+def _baselines(results: xr.Dataset, height: float) -> list[hv.Element]:
+    """A dashed line for each simple baseline, its mean over folds, named at its foot."""
+    if "baseline_auc" not in results:
+        return []
+    found = 100 * results["baseline_auc"].mean("fold").to_series().sort_values()
+    layers = [hv.VLine(value).opts(color=NULL, line_dash="dashed", line_width=1) for value in found]
+    sides = ["right", *["left"] * (len(found) - 1)]
+    names = [
+        _names([(value, height, f" {title(str(name))} ", NULL)], ["AUC (%)", "row"], side)
+        for (name, value), side in zip(found.items(), sides, strict=True)
+    ]
+    return [*layers, *names]
+
+
+def _probes(results: xr.Dataset, rows: dict[str, int]) -> list[hv.Scatter]:
+    """A small grey mark for the frozen features of each network, mean over folds: hollow for random
+    ones, filled for pretrained ones."""
+    if "probe_auc" not in results:
+        return []
+    layers = []
+    for probe in results.probe.values:
+        found = 100 * results["probe_auc"].sel(probe=probe).mean("fold").to_series()
+        name = title(f"probe:{probe}")
+        frame = pd.DataFrame({"AUC (%)": found.values, "row": [rows[m] - 0.3 for m in found.index]})
+        frame = frame.assign(model=[title(m) for m in found.index], features=name)
+        marks = hv.Scatter(frame, "AUC (%)", ["row", "model", "features"], label=name)
+        look = _mark(str(probe)) | dict(color=NULL, line_color=NULL, marker="x")
+        look |= dict(line_width=1 if probe == "random" else 3)
+        layers.append(marks.opts(tools=["hover"], size=9, **look))
+    return layers
 
 
 def _named_above(found: pd.Series, height: float) -> list[hv.Labels]:
@@ -182,11 +222,11 @@ def _mark(init: str) -> dict:
 def curves(results: xr.Dataset, over: str = "init") -> hv.HoloMap:
     """Validation AUC against training step, by what a dimension compares.
 
-    Thin lines are seeds, thick ones their mean.
+    Thin lines are trainings, thick ones their mean.
     """
     models = list(results.model.values)
     # One way for all models, since one frame of a HoloMap sets the legend of all.
-    most = int(results["auc"].notnull().any(["seed", "step"]).sum(over).max())
+    most = int(results["auc"].notnull().any([*RUNS, "step"]).sum(over).max())
     drawn = {title(m): _model_curves(results.sel(model=m), over, most) for m in models}
     return hv.HoloMap(drawn, "model")
 
@@ -200,8 +240,9 @@ def _model_curves(results: xr.Dataset, over: str, most: int) -> hv.Overlay:
         color = _look(name)[0]
         thin = dict(color=color, alpha=0.35, line_width=1)
         steps = auc.step.values
-        layers += [_curve(steps, auc.sel(seed=s).values).opts(**thin) for s in auc.seed.values]
-        mean = _curve(steps, auc.mean("seed").values, title(name))
+        each = auc.stack(run=RUNS).transpose("run", "step").values
+        layers += [_curve(steps, one).opts(**thin) for one in each if np.isfinite(one).any()]
+        mean = _curve(steps, auc.mean(RUNS).values, title(name))
         dots = hv.Scatter(mean.data, "step", "validation AUC", label=title(name))
         layers += [mean.opts(color=color, line_width=3), dots.opts(size=7, **_mark(name))]
         ends[str(name)] = float(mean.data["validation AUC"].iloc[-1])
@@ -252,20 +293,18 @@ def _folded(label: str) -> str:
 
 
 def arms(results: xr.Dataset, measure: str = "test_auc", label: str = "test AUC (%)") -> hv.Overlay:
-    """Every model and init that was run, a row each; a mark is a seed."""
+    """Every model and init that was run, a row each; a mark is a training."""
     values = 100 * results[measure]
-    if "step" in values.dims:
-        values = values.mean("step")
     pairs = [(m, i) for m in values.model.values for i in values.init.values]
     pairs = [(m, i) for m, i in pairs if values.sel(model=m, init=i).notnull().any()]
     layers, ticks = [], []
     for row, (model, init) in enumerate(pairs[::-1]):
-        found = values.sel(model=model, init=init).values
-        frame = pd.DataFrame({label: found, "row": row, "seed": results.seed.values})
-        marks = hv.Scatter(frame, label, ["row", "seed"])
+        found = values.sel(model=model, init=init).to_series().rename(label).reset_index()
+        marks = hv.Scatter(found[[label, *RUNS]].assign(row=row), label, ["row", *RUNS])
         layers.append(marks.opts(tools=["hover"], size=10, **_mark(str(init))))
         ticks.append((row, _folded(f"{title(str(model))}, {title(str(init))}")))
-    axes = dict(yticks=ticks, ylabel="", xlabel=label, ylim=(-0.6, len(pairs) - 0.4))
+    layers += [] if measure != "test_auc" else _baselines(results, len(pairs) - 0.5)
+    axes = dict(yticks=ticks, ylabel="", xlabel=label, ylim=(-0.6, len(pairs) - 0.2))
     return hv.Overlay(layers).opts(height=120 + 34 * len(pairs), show_legend=False, **axes)
 
 
@@ -289,14 +328,26 @@ def efficiency(results: xr.Dataset) -> hv.HoloMap:
             one = results[["test_auc", name]].sel(init=init).to_dataframe().reset_index()
             one = one.assign(cost=one[name] / unit, AUC=100 * one["test_auc"])
             one["model"] = one["model"].map(title)
-            marks = hv.Scatter(one, "cost", ["AUC", "model", "seed"], label=title(str(init)))
+            marks = hv.Scatter(one, "cost", ["AUC", "model", *RUNS], label=title(str(init)))
             layers.append(marks.opts(tools=["hover"], size=11, framewise=True, **_mark(str(init))))
-        spent = (results[name] / unit).median({"init", "seed"} & {*results[name].dims})
+        spent = (results[name] / unit).median({"init", *RUNS} & {*results[name].dims})
         names = _columns(spent.to_series(), 100 * results["test_auc"], ["cost", "AUC"])
         layers.append(names.opts(framewise=True))
+        for value in (
+            100 * results["baseline_auc"].mean("fold") if "baseline_auc" in results else ()
+        ):
+            line = hv.HLine(float(value))  # what needs no training
+            layers.append(line.opts(color=NULL, line_dash="dashed", line_width=1))
         axes = dict(xlabel=label, ylabel="test AUC (%)", framewise=True, **LOG_AXIS)
         found[label.partition(" (")[0]] = hv.Overlay(layers).opts(**axes)
     return hv.HoloMap(found, hv.Dimension("cost", values=list(found)), sort=False)
+
+
+def _floors(results: xr.Dataset) -> list[hv.HLine]:
+    """What the simple baselines reach, dashed."""
+    found = 100 * results["baseline_auc"].mean("fold") if "baseline_auc" in results else []
+    dashed = dict(color=NULL, line_dash="dashed", line_width=1)
+    return [hv.HLine(float(value)).opts(**dashed) for value in found]
 
 
 def _columns(places: pd.Series, values: xr.DataArray, axes: list[str]) -> hv.Labels:
@@ -308,28 +359,45 @@ def _columns(places: pd.Series, values: xr.DataArray, axes: list[str]) -> hv.Lab
     return _names(rows, axes, "center")
 
 
-def best_validation(results: xr.Dataset) -> xr.DataArray:
-    """Best validation AUC of the first seed, percent: learning rates are chosen by it."""
-    return 100 * results["auc"].max("step").isel(seed=0)
-
-
-def tuning(results: xr.Dataset) -> hv.HoloMap:
-    """Best validation AUC against the learning rate, by init."""
-    best = best_validation(results)
+def tuning(results: xr.Dataset, reached: xr.DataArray) -> hv.HoloMap:
+    """Last validation AUC against the learning rate, by init: a mark is a training, a line their
+    mean, `reached`."""
+    each = 100 * results["auc"].isel(step=-1)
     found = {}
-    for model in best.model.values:
+    for model in reached.model.values:
         layers = []
-        for init in best.init.values:
-            one = best.sel(model=model, init=init)
-            if one.notnull().any():
+        for init in reached.init.values:
+            one = reached.sel(model=model, init=init).dropna("lr")
+            if one.size:
                 frame = pd.DataFrame({"learning rate": one.lr.values, "AUC": one.values})
                 line = hv.Curve(frame, "learning rate", "AUC").opts(color=_look(str(init))[0])
-                marks = hv.Scatter(frame, "learning rate", "AUC", label=title(str(init)))
+                runs = each.sel(model=model, init=init).to_series().rename("AUC").reset_index()
+                runs = runs.rename(columns={"lr": "learning rate"}).dropna()
+                marks = hv.Scatter(runs, "learning rate", ["AUC", *RUNS], label=title(str(init)))
                 layers += [line, marks.opts(size=10, **_mark(str(init)))]
-        ticks = [(rate, f"{rate:g}") for rate in best.lr.values]
-        axes = dict(logx=True, xticks=ticks, ylabel="best validation AUC (%)", padding=0.1)
+        ticks = [(rate, f"{rate:g}") for rate in reached.lr.values]
+        axes = dict(logx=True, xticks=ticks, ylabel="last validation AUC (%)", padding=0.1)
         found[title(str(model))] = hv.Overlay(layers).opts(**axes)
     return hv.HoloMap(found, hv.Dimension("model", values=list(found)), sort=False)
+
+
+def at_rates(
+    draw: Callable[[xr.Dataset], hv.Overlay | hv.HoloMap], results: xr.Dataset
+) -> hv.Overlay | hv.HoloMap:
+    """A figure at each of a chapter's equal learning rates, to choose from."""
+    if "lr" not in results.dims:
+        return draw(results)
+    parts = {f"{rate:g}": draw(results.sel(lr=rate, drop=True)) for rate in results.lr.values}
+    rate = hv.Dimension("learning rate", values=list(parts))
+    first = next(iter(parts.values()))
+    if not isinstance(first, hv.HoloMap):
+        return hv.HoloMap(parts, rate, sort=False)
+    frames = {
+        (*(key if isinstance(key, tuple) else (key,)), name): found
+        for name, part in parts.items()
+        for key, found in part.items()
+    }
+    return hv.HoloMap(frames, [*first.kdims, rate], sort=False)
 
 
 # `framewise`, since networks have other blocks.
@@ -354,9 +422,9 @@ def change(results: xr.Dataset) -> hv.HoloMap:
     return _by_model(results, lambda one, measure: _by_block(results, one, measure, kinds))
 
 
-def between(results: xr.Dataset, a: str, b: str) -> np.ndarray:
-    """Mask of pairs of trained networks, one of init `a` and one of `b`."""
-    final = (results.state_a == "final") & (results.state_b == "final")
+def between(results: xr.Dataset, a: str, b: str, state: str = "final") -> np.ndarray:
+    """Mask of pairs of networks in one state, one of init `a` and one of `b`."""
+    final = (results.state_a == state) & (results.state_b == state)
     there = (results.init_a == a) & (results.init_b == b)
     back = (results.init_a == b) & (results.init_b == a)
     return (final & (there | back)).values

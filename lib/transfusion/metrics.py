@@ -12,13 +12,14 @@ import numpy as np
 import scipy  # which loads `scipy.stats` when it is first used
 import xarray as xr
 
-VERDICTS = ("holds", "holds in part", "differs", "inconclusive")
+VERDICTS = ("holds", "differs", "inconclusive", "not testable")
 LEVEL = 0.05
 
 
 class Interval(NamedTuple):
-    """A mean over `n` repetitions with its 95 % interval (Student t, `df` degrees of freedom) and
-    the standard deviation of the repetitions; a `df` of nan stands for n - 1."""
+    """A mean over `n` repetitions with its 95 % interval (Student t, `df` degrees of freedom), the
+    standard deviation of the repetitions, and of how many test `patients` it is, where these count;
+    a `df` of nan stands for n - 1."""
 
     mean: float
     low: float
@@ -26,6 +27,7 @@ class Interval(NamedTuple):
     sd: float
     n: int
     df: float = np.nan
+    patients: int = 0
 
     @property
     def freedom(self) -> float:
@@ -55,16 +57,6 @@ class Correlation(NamedTuple):
     high: float
     n: int
     p: float
-
-
-class Speedup(NamedTuple):
-    """Steps of one arm over steps of another: log2 of the ratio, which is only a `bound` ("",
-    "at least", "at most" or "unknown") where `never` > 0 runs do not get there."""
-
-    log2: Interval
-    bound: str
-    never: int
-    decision: Decision
 
 
 # --- scores ----------------------------------------------------------------------------------
@@ -191,77 +183,73 @@ def _count(chosen: np.ndarray) -> np.ndarray:
     return np.where(count > 0, count, np.nan)
 
 
-def patients_covariance(
-    target: np.ndarray, placements: np.ndarray, patient: np.ndarray
-) -> tuple[np.ndarray, int]:
-    """Covariance (arm, arm) that AUCs owe to the test patients they share, and how many these are.
+def influence(target: np.ndarray, placements: np.ndarray, patient: np.ndarray) -> np.ndarray:
+    """What each test patient adds to the error of an AUC: (..., patient), patients in sorted order.
 
-    Target and placements are (arm, image); images of a patient (image,) are a cluster, as in
-    Obuchowski (Biometrics 53:567, 1997), and with one image a patient this is the covariance of
-    DeLong et al. Placements may be means over seeds. A weighted sum of AUCs has the variance
-    w' covariance w. inf for fewer than two patients of a class, or an arm without placements.
+    Target and placements are (..., image), patient (image,). This is the AUC's influence curve over
+    the number of images, summed over a patient's images, which are a cluster (LeDell, Petersen and
+    van der Laan, Electronic Journal of Statistics 9:1583, 2015). It is linear: a weighted sum of
+    AUCs, or a mean over repetitions, has the weighted sum of these. nan throughout where there are
+    no placements, or fewer than two patients of a class.
     """
     cluster = np.unique(patient, return_inverse=True)[1]
-    positive, negative = (_by_patient(placements, target == c, cluster) for c in (1, 0))
-    patients = len(np.unique(cluster[(target >= 0).any(0)]))
-    both = _product(positive[0], negative[0], patients)
-    found = sum(_product(parts, parts, n) for parts, n in (positive, negative)) + both + both.T
-    missing = ~np.isfinite(placements).any(1) | (min(positive[1], negative[1]) < 2)
-    return np.where(missing[:, None] | missing, np.inf, found), patients
-
-
-def patients_error(
-    target: np.ndarray, placements: np.ndarray, patient: np.ndarray
-) -> tuple[float, int]:
-    """Standard error of one AUC (image,), or the mean of several (..., image), from
-    `patients_covariance`; those that are nan throughout are left out. 0, by the method, where every
-    order is right."""
-    rows = placements.reshape(-1, placements.shape[-1])
-    target = np.broadcast_to(target, placements.shape).reshape(rows.shape)
-    kept = np.isfinite(rows).any(1)
-    if not kept.any():
-        return np.inf, 0
-    covariance, patients = patients_covariance(target[kept], rows[kept], patient)
-    return float(np.sqrt(max(covariance.mean(), 0))), patients
+    target = np.broadcast_to(target, placements.shape)
+    parts = [_by_patient(placements, target == answer, cluster) for answer in (1, 0)]
+    few = np.minimum(*(count for _, count in parts)) < 2
+    found = parts[0][0] + parts[1][0]
+    return np.where(few[..., None] | np.isnan(placements).all(-1, keepdims=True), np.nan, found)
 
 
 def _by_patient(
-    rows: np.ndarray, chosen: np.ndarray, cluster: np.ndarray
-) -> tuple[np.ndarray, int]:
-    """Each patient's part (arm, patient) in the error of the chosen images' mean; how many patients
-    have any."""
-    chosen = chosen & np.isfinite(rows)
+    placements: np.ndarray, chosen: np.ndarray, cluster: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each patient's part in the error of the chosen images' mean, and how many have any."""
+    chosen = chosen & np.isfinite(placements)
     count = _count(chosen)
-    means = np.sum(rows, 1, keepdims=True, where=chosen) / count
-    parts = np.where(chosen, rows - means, 0) / count
-    sums = np.stack([np.bincount(cluster, np.nan_to_num(part)) for part in parts])
-    return sums, len(np.unique(cluster[chosen.any(0)]))
+    means = np.sum(placements, -1, keepdims=True, where=chosen) / count
+    parts = np.where(chosen, placements - means, 0) / count
+    rows = np.arange(len(cluster))
+    member = scipy.sparse.csr_array((np.ones(len(cluster)), (rows, cluster)))  # (image, patient)
+    return np.nan_to_num(parts) @ member, ((chosen @ member) > 0).sum(-1)
 
 
-def _product(a: np.ndarray, b: np.ndarray, n: int) -> np.ndarray:
-    return a @ b.T * n / max(n - 1, 1)
+def patients_variance(influence: np.ndarray, patients: np.ndarray | int) -> np.ndarray:
+    """Variance that a sum of AUCs owes to its test patients, from its influence (..., patient).
+
+    Padding is 0; `patients` says how many there are. One fewer are free, as in any variance.
+    """
+    return np.square(influence).sum(-1) * patients / np.maximum(np.subtract(patients, 1), 1)
+
+
+def patients_error(target: np.ndarray, placements: np.ndarray, patient: np.ndarray) -> float:
+    """Standard error of one AUC (image,), or the mean of several (question, image), over patients;
+    those that are nan throughout are left out. 0, by the method, where every order is right."""
+    found = influence(target, placements, patient).reshape(-1, len(np.unique(patient)))
+    found = found[np.isfinite(found).all(-1)]
+    if not len(found):
+        return np.inf
+    return float(np.sqrt(patients_variance(found.mean(0), found.shape[-1])))
 
 
 # --- intervals -------------------------------------------------------------------------------
 
 
-def interval(values: np.ndarray, step: float = 0.0) -> Interval:
+def interval(values: np.ndarray) -> Interval:
     """Mean over repetitions and its 95 % t interval; nan repetitions (failed runs) are left out.
 
-    Values that are counted in steps get the variance within a step (Sheppard's step^2 / 12) added:
-    repetitions that happen to agree are not known exactly. With fewer than two repetitions the
-    interval is infinite.
+    With fewer than two repetitions the interval is infinite.
     """
     values = np.asarray(values, float).ravel()
     values = values[np.isfinite(values)]
     n = len(values)
     if n < 2:
         return Interval(float(values.mean()) if n else np.nan, -np.inf, np.inf, np.nan, n)
-    sd = float(np.hypot(values.std(ddof=1), step / np.sqrt(12)))
-    return _students(float(values.mean()), sd / np.sqrt(n), sd, n, n - 1)
+    sd = float(values.std(ddof=1))
+    return students(float(values.mean()), sd / np.sqrt(n), sd, n, n - 1)
 
 
-def _students(mean: float, se: float, sd: float, n: int, df: float) -> Interval:
+def students(mean: float, se: float, sd: float, n: int, df: float) -> Interval:
+    """A 95 % interval from a standard error and its degrees of freedom."""
     half = float(_quantile(df) * se)
     return Interval(mean, mean - half, mean + half, sd, n, df)
 
@@ -270,19 +258,78 @@ def _quantile(df: float) -> float:
     return float(scipy.stats.t.ppf(1 - LEVEL / 2, df))
 
 
-def with_patients(effect: Interval, error: float, patients: int) -> Interval:
-    """The interval over seeds widened by the `error` that they share, that of `patients_error`.
+def over_folds(
+    values: np.ndarray, influence: np.ndarray | None = None, patients: np.ndarray | None = None
+) -> Interval:
+    """Mean of an effect (fold, repetition) with its 95 % interval; rules in book/scope.md.
 
-    Variances add, with degrees of freedom by Welch (1947) and Satterthwaite (1946). Noise of single
-    seeds on single patients enters both, so the interval is if anything a little too wide.
+    With the influence (fold, patient) of the effect, averaged over repetitions, and how many
+    `patients` each fold tests, the variance is that of the patients and that of training. Training
+    varies by what folds vary more than their patients make them, or as repetitions within folds do,
+    whichever is more. Without, folds stand for themselves, and where there is but one,
+    its repetitions. Runs that failed are nan and left out. Degrees of freedom are those of both
+    parts (Welch 1947, Satterthwaite 1946): of few patients with most of the influence they are few.
     """
-    if error == 0:
-        return effect
-    if not np.isfinite(effect.se + error):
-        return effect._replace(low=-np.inf, high=np.inf, df=np.nan)
-    seeds, shared = effect.se**2, error**2
-    df = (seeds + shared) ** 2 / (seeds**2 / effect.freedom + shared**2 / (patients - 1))
-    return _students(effect.mean, np.sqrt(seeds + shared), effect.sd, effect.n, df)
+    values = np.asarray(values, float)
+    there = np.isfinite(values).any(1)
+    values = values[there]
+    counts = np.isfinite(values).sum(1)
+    if not len(values):
+        return interval(np.array([]))
+    means = np.nanmean(values, 1)
+    if influence is None or patients is None:
+        found = interval(means if len(means) > 1 else values)
+        return found._replace(n=int(counts.sum()))
+    influence, patients = influence[there], patients[there]
+    shared = patients_variance(influence, patients)
+    repeated = counts.sum() > len(counts)
+    if not (np.isfinite(shared).all() and (repeated or len(means) > 1)):
+        return Interval(means.mean(), -np.inf, np.inf, np.nan, int(counts.sum()))
+    seen = shared.sum() / len(means) ** 2
+    trained, uncertain, free = _training(values, counts, shared.mean())
+    total = seen + trained
+    inner = seen**2 / _effective(influence, patients) + uncertain**2 / free
+    df = total**2 / inner if inner else np.inf
+    spread = float(np.nanstd(values, ddof=1))
+    found = students(float(means.mean()), float(np.sqrt(total)), spread, int(counts.sum()), df)
+    return found._replace(patients=int(patients.sum()))
+
+
+def _training(values: np.ndarray, counts: np.ndarray, shared: float) -> tuple[float, float, int]:
+    """Variance that the mean owes to training, that of which it is (a part of) an estimate, and the
+    latter's degrees of freedom."""
+    folds, free = len(values), int((counts - 1).sum())
+    found = [(0.0, 0.0, 1)]
+    if free:
+        within = np.nansum((values - np.nanmean(values, 1, keepdims=True)) ** 2) / free
+        repeated = float(within * (1 / counts).sum() / folds**2)
+        found.append((repeated, repeated, free))
+    if folds > 1:
+        between = float(np.nanmean(values, 1).var(ddof=1)) / folds
+        found.append((between - shared / folds, between, folds - 1))
+    return max(found)
+
+
+def _effective(influence: np.ndarray, patients: np.ndarray) -> float:
+    """How many patients there would be if each had the same influence: of a sum of squares of which
+    a few are most, the error is that of a few. At most those that are free."""
+    squares = np.square(influence)
+    fourth = np.square(squares).sum()
+    same = squares.sum() ** 2 / fourth if fourth else np.inf
+    return float(np.clip(same, 1, (patients - 1).sum()))
+
+
+def level(
+    values: np.ndarray, influence: np.ndarray | None = None, patients: np.ndarray | None = None
+) -> Interval:
+    """`over_folds` of an AUC itself, its interval taken on the scale of log odds: near 1 an AUC
+    falls short by more than it exceeds."""
+    found = over_folds(values, influence, patients)
+    if not (0 < found.mean < 1 and np.isfinite(found.low)):
+        return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
+    half = (found.high - found.low) / 2 / (found.mean * (1 - found.mean))
+    ends = scipy.special.expit(scipy.special.logit(found.mean) + np.array([-half, half]))
+    return found._replace(low=float(ends[0]), high=float(ends[1]))
 
 
 def detectable(effect: Interval, power: float = 0.8) -> float:
@@ -385,18 +432,6 @@ def positive(effect: Interval, margin: float = 0.0) -> str:
     return decide_positive(effect, margin).verdict
 
 
-def overall(verdicts: list[str]) -> str:
-    """One verdict on a claim about all networks.
-
-    `holds` if it holds for each, `holds in part` if for some, `differs` if it holds for none and
-    fails for at least one, else `inconclusive`.
-    """
-    found = set(verdicts)
-    if "holds" in found:
-        return "holds" if found == {"holds"} else "holds in part"
-    return "differs" if "differs" in found else "inconclusive"
-
-
 def adjusted(p: np.ndarray) -> np.ndarray:
     """p values of any shape, adjusted for the false discovery rate among them (Benjamini & Hochberg
     1995); nan stays nan and does not count."""
@@ -419,67 +454,3 @@ def steps_to(level: float, steps: np.ndarray, curve: np.ndarray) -> float:
         return float(steps[0])
     share = (level - curve[i - 1]) / (curve[i] - curve[i - 1])
     return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
-
-
-def log_rank(a: np.ndarray, b: np.ndarray, end: float) -> float:
-    """Two-sided p for runs (run,) of two arms reaching a level equally fast, by the log-rank test
-    (Mantel 1966).
-
-    Steps of inf are runs that never do, right-censored at their length `end`; nan, failed runs, are
-    left out. The statistic's distribution is that over ways to deal the runs to the arms (all of
-    them up to six runs an arm), as the usual normal one finds too much in so few runs: three
-    against three, all faster, are 0.02 by it, yet happen by chance one time in ten.
-    """
-    return _log_rank(a, b, end)[1]
-
-
-def _log_rank(a: np.ndarray, b: np.ndarray, end: float) -> tuple[float, float]:
-    """Statistic, positive where `a` is the faster, and p."""
-    a, b = _known(a), _known(b)
-    if min(len(a), len(b)) < 2 or len(np.unique(np.concatenate([a, b]))) < 2:
-        return 0.0, 1.0
-    found = scipy.stats.permutation_test(
-        (a, b),
-        lambda a, b: scipy.stats.logrank(_censored(a, end), _censored(b, end)).statistic,
-        n_resamples=2000,
-        rng=np.random.default_rng(0),
-    )
-    return float(found.statistic), float(found.pvalue)
-
-
-def _known(steps: np.ndarray) -> np.ndarray:
-    steps = np.asarray(steps, float)
-    return steps[~np.isnan(steps)]
-
-
-def _censored(steps: np.ndarray, end: float) -> scipy.stats.CensoredData:
-    return scipy.stats.CensoredData.right_censored(np.minimum(steps, end), np.isinf(steps))
-
-
-def speedup(random: np.ndarray, other: np.ndarray, end: float) -> Speedup:
-    """Steps of random init over steps of another, both (seed,), and whether the other is faster.
-
-    If all runs get there, the mean log2 ratio of paired seeds, its t interval, and the verdict of
-    `decide_positive`. A run that never does (inf) counts with its length `end`, so that the ratio
-    is a bound, its interval open to one side or both; `log_rank` decides then. nan, failed runs,
-    are left out; fewer than two runs of an arm are inconclusive.
-    """
-    ratio = interval(np.log2(np.minimum(random, end) / np.minimum(other, end)))
-    slow, late = np.isinf(random).sum(), np.isinf(other).sum()
-    if slow + late == 0:
-        return Speedup(ratio, "", 0, decide_positive(ratio))
-    bound = "unknown" if slow and late else "at least" if slow else "at most"
-    ratio = ratio._replace(
-        low=-np.inf if late else ratio.low, high=np.inf if slow else ratio.high, df=np.nan
-    )
-    return Speedup(ratio, bound, int(slow + late), _faster(random, other, end))
-
-
-def decide_faster(random: np.ndarray, other: np.ndarray, end: float) -> Decision:
-    """`holds` if the other init reaches the level sooner than random init; as in `speedup`."""
-    return speedup(random, other, end).decision
-
-
-def _faster(random: np.ndarray, other: np.ndarray, end: float) -> Decision:
-    lead, p = _log_rank(other, random, end)
-    return _decide(p, 1.0) if lead > 0 else _decide(1.0, p)

@@ -116,7 +116,7 @@ def _wanted(names: list[str], chapters: list[str] | None) -> Iterator[box.Entry]
             asked = studies.specs(study, chapter)
             done = records.done(study, asked, fast="bfloat16")
             missing = [spec for spec in asked if spec.key not in done]
-            missing.sort(key=lambda spec: getattr(spec, "seed", 0))
+            missing.sort(key=lambda spec: (getattr(spec, "seed", 0), spec.data.fold))
             for spec in (each for wanted in missing for each in _with_needs(wanted)):
                 if spec.key not in seen:
                     seen.add(spec.key)
@@ -140,7 +140,7 @@ def _files(spec: config.Spec, lossy: int | None) -> dict[str, Callable[[Path], N
     for need in [*schedule.needs(spec), spec]:
         if isinstance(need, config.Data) and need.name not in data.SYNTHETIC:
             found[box.images_file(need)] = _images(need, lossy)
-        elif isinstance(need, config.Run):
+        elif isinstance(need, config.Run | config.Baseline):
             if isinstance(need.init.source, str):
                 name = need.init.source
                 found[box.weights_file(name)] = _weights(name)
@@ -250,4 +250,7 @@ def told(packed: Packed, out: Path) -> str:
 def _named(spec: config.Spec) -> str:
     if isinstance(spec, config.Comparison):
         return f"{spec.key} comparison of {len(spec.runs)} networks"
-    return f"{spec.key} {spec.model} {spec.init.name} seed {spec.seed}"
+    if isinstance(spec, config.Baseline):
+        what = f"{spec.features} {spec.model} {spec.init.name}" if spec.model else spec.features
+        return f"{spec.key} baseline {what} fold {spec.data.fold}"
+    return f"{spec.key} {spec.model} {spec.init.name} fold {spec.data.fold} seed {spec.seed}"

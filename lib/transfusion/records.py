@@ -32,6 +32,7 @@ SHARED = {
     "task": ("valid_target", "valid_patient", "test_target", "test_patient"),
     "start": ("first_before",),
 }
+COMPUTED = ("Run", "Comparison", "Baseline")  # kinds that a study asks for
 # Read off the logits by whoever reads them.
 DERIVED = ("test_score", "test_auc", "test_ap", "test_top1", "test_top5")
 # What a record says beside what its result does.
@@ -184,10 +185,16 @@ def _repetitions(specs: Iterable[config.Spec]) -> dict[tuple, list[config.Spec]]
     """The specs that leave their precision open, by repetition."""
     found: dict[tuple, list[config.Spec]] = {}
     for spec in specs:
-        runs = spec.runs if isinstance(spec, config.Comparison) else (spec,)
-        if runs[0].optim.precision == "any":
+        if leaves_precision(spec):
             found.setdefault(repetition(spec), []).append(spec)
     return found
+
+
+def leaves_precision(spec: config.Spec) -> bool:
+    """Whether a run, or the runs of a comparison, leave their precision open."""
+    if isinstance(spec, config.Comparison):
+        return leaves_precision(spec.runs[0])
+    return isinstance(spec, config.Run) and spec.optim.precision == "any"
 
 
 def begun(folder: Path) -> dict[tuple, config.Native]:
@@ -213,6 +220,11 @@ def vouched(study: str, names: Iterable[str]) -> str:
     there = index(store.records_folder(study))
     sums = [f"{name} {there[name].header['sha256']}" for name in names]
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()
+
+
+def digest(study: str) -> str:
+    """Of all records of a study: another one, or another result, changes it."""
+    return vouched(study, sorted(index(store.records_folder(study))))
 
 
 def facts(study: str) -> dict[str, dict[str, Any]]:

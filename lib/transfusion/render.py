@@ -16,7 +16,7 @@ import papermill
 import yaml
 from nbclient.exceptions import DeadKernelError
 
-from transfusion import config, experiments, store, studies
+from transfusion import config, experiments, records, store, studies
 
 BOOK = store.HOME / "book"
 FRONT = "intro"
@@ -83,6 +83,7 @@ def _stamp(study: str, chapter: str, parameters: dict) -> str:
     if "studies" in parameters:  # a page that tells of all that they have collected
         shown = [(s, c) for s in parameters["studies"] for c in experiments.CHAPTERS]
     results = [studies.fingerprint(*place) for place in shown]
+    results.append(records.digest(study))  # verdicts are corrected for what other chapters say
     digest = hashlib.sha256(json.dumps([parameters, results], sort_keys=True).encode())
     library = sorted(Path(__file__).parent.glob("*.*"))
     for path in [BOOK / f"{chapter}.ipynb", *(p for p in library if p.suffix in (".py", ".csv"))]:
@@ -200,21 +201,25 @@ def relabel(notebook: nbformat.NotebookNode, study: str) -> nbformat.NotebookNod
 def book(main: str = "quick") -> Path:
     """Stage the executed chapters beside the book's own pages and build it; returns index.html.
 
-    Chapters that are not rendered are left out, and the front page says so. Raises ValueError if
-    the front page is not rendered, RuntimeError if the build warns.
+    Of a chapter of another study that is not rendered the page says that it is still to come; other
+    chapters are left out, and the front page says so. Raises ValueError if the front page is not
+    rendered, RuntimeError if the build warns.
     """
     config.one_of(main, studies.studies(), "study")
     site = BUILD / "site"
     staged = {path.relative_to(BOOK): path.read_bytes() for path in _sources()}
     pages = _pages(main)
-    missing = [page for page, place in pages.items() if not executed(*place).exists()]
+    absent = [page for page, place in pages.items() if not executed(*place).exists()]
+    missing = [page for page in absent if pages[page][0] == main]
     if FRONT in missing:
         raise ValueError(f"no front page; first:  transfusion run {main}")
     for page in missing:
         print(
             f"left out: {page} (transfusion run {' --chapter '.join(pages[page])})", file=sys.stderr
         )
-    for page in pages.keys() - missing:
+    for page in set(absent) - set(missing):
+        staged[Path(f"{page}.md")] = _to_come(*pages[page]).encode()
+    for page in pages.keys() - set(absent):
         staged[Path(f"{page}.ipynb")] = _page(*pages[page], main, missing).encode()
     staged[Path("_config.yml")] = _settings()
     staged[Path("_toc.yml")] = yaml.safe_dump(_contents(missing), sort_keys=False).encode()
@@ -225,6 +230,19 @@ def book(main: str = "quick") -> Path:
             path.unlink()
     _build(site, strict=not missing)
     return BUILD / "html" / "index.html"
+
+
+def _to_come(study: str, chapter: str) -> str:
+    """A page that waits for its trainings: what it asks, how many there are, and the command."""
+    notebook = nbformat.read(BOOK / f"{chapter}.ipynb", as_version=4)
+    asked = list(studies.everything(studies.specs(study, chapter)))
+    there = len(records.recorded(study, asked))
+    return (
+        f"{entitle(notebook, study).cells[0].source}\n\n"
+        f"Still to come: {there} of {len(asked)} trainings, comparisons and baselines are there.\n"
+        f"`transfusion run {study} --chapter {chapter}` computes the rest; "
+        f"`transfusion plan {study}` says how long that takes.\n"
+    )
 
 
 def zipped() -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,29 +19,41 @@ from transfusion import claims, effects, figures, metrics, paper, representation
 
 
 def verdict_box(results: xr.Dataset, *names: str) -> HTML:
-    """Each claim as the paper has it, what was found, and the verdict, in a box; claims that no run
-    of the study speaks to are left out."""
+    """Each claim as the paper has it, what was found, and the verdict, corrected for the number of
+    claims of the study, in a box; claims that no run of it speaks to are left out."""
     found = {name: claims.decide(name, results) for name in names}
-    told = {name: finding for name, finding in found.items() if finding is not claims.NOTHING}
-    return HTML("".join(_box(claims.CLAIMS[name], finding) for name, finding in told.items()))
+    study = json.loads(results.attrs["parameters"]).get("study", "")
+    table = claims.beside(study, found)
+    told = [name for name in names if name in table.index]
+    return HTML("".join(_box(claims.CLAIMS[name], table.loc[name]) for name in told))
 
 
-def _box(claim: claims.Claim, finding: claims.Finding) -> str:
-    p = "" if np.isnan(finding.p) else f" <small>(p&nbsp;{_p(finding.p)})</small>"
+def _box(claim: claims.Claim, row: pd.Series) -> str:
+    beside = f" <small>{_whole(row['beside'])}.</small>" if row["beside"] else ""
     return (
-        f'<div class="verdict {_slug(finding.verdict)}">'
-        f"<p>{badge(finding.verdict)} <b>{claim.says}.</b></p>"
-        f"<p>Paper: {claim.paper()}.</p><p>Here: {_whole(finding.found)}.{p}</p></div>"
+        f'<div class="verdict {_slug(row["verdict"])}">'
+        f"<p>{badge(row['verdict'])} <b>{claim.says}.</b></p>"
+        f"<p>Paper: {claim.paper()}.</p>"
+        f"<p>Here: {_whole(row['found'])}.{_corrected(row)}{beside}</p></div>"
     )
+
+
+def _corrected(row: pd.Series) -> str:
+    """p for the number of claims, and what p alone would say where that is another verdict."""
+    if np.isnan(row["adjusted"]) or row["verdict"] == "not testable":
+        return ""
+    alone = "" if row["alone"] == row["verdict"] else f", by itself {row['alone']}"
+    return f" <small>(p&nbsp;{_p(row['adjusted'])} for all claims{alone})</small>"
 
 
 def answers(table: pd.DataFrame, study: str, *names: str) -> HTML:
     """Each claim with its verdict out of `claims.table`, which leads to the study's page."""
-    found = {claims.CLAIMS[name]: table.loc[name] for name in names}
-    lines = [
-        f"<p>{claim.says}: {_told(row, f'{study}/{claim.chapter}.html')}</p>"
-        for claim, row in found.items()
-    ]
+    lines = []
+    for name in names:
+        claim = claims.CLAIMS[name]
+        page = f"{study}/{claim.chapter}.html"
+        told = _told(table.loc[name], page) if name in table.index else _to_come(page)
+        lines.append(f"<p>{claim.says}: {told}</p>")
     return HTML(f'<div class="answers">{"".join(lines)}</div>')
 
 
@@ -65,6 +78,8 @@ def claims_table(columns: Iterable[str], main: str) -> HTML:
         for study, table in tables.items():
             page = f"{'' if study == main else f'{study}/'}{claim.chapter}.html"
             told = _told(table.loc[name], page) if name in table.index else ""
+            if not told and _is_to_come(study, claim.chapter):
+                told = _to_come(page)
             cells += f"<td>{told or '–'}</td>"
         rows.append(f"<tr>{cells}</tr>")
     head = "".join(f'<th scope="col">{words}</th>' for words in heads)
@@ -74,16 +89,37 @@ def claims_table(columns: Iterable[str], main: str) -> HTML:
     )
 
 
+def _is_to_come(study: str, chapter: str) -> bool:
+    known = study in studies.studies() and chapter in studies.chapters(study)
+    return known and not studies.is_collected(study, chapter)
+
+
+def _to_come(page: str) -> str:
+    return f'<a href="{page}">still to come</a>'
+
+
+def shown(study: str, chapter: str, draw: Callable[[xr.Dataset], object]) -> object:
+    """What is drawn of a study's chapter, or the words that it is still to come."""
+    try:
+        return draw(studies.results(study, chapter))
+    except FileNotFoundError:
+        command = f"<code>transfusion run {study} --chapter {chapter}</code>"
+        return HTML(f"<p>Still to come: {command}.</p>")
+
+
 def _heading(study: str) -> str:
-    return studies.TITLES.get(study, study).capitalize()
+    title = studies.TITLES.get(study, study)
+    return title[:1].upper() + title[1:]  # not `capitalize`, which makes Nih of NIH
 
 
 def _told(row: pd.Series, page: str) -> str:
     alone = "" if row["alone"] == row["verdict"] else f" (by itself: {row['alone']})"
-    return f'<a href="{page}">{badge(row["verdict"])}</a>{alone}<br>{_whole(row["found"])}'
+    beside = f"<br><small>{_whole(row['beside'])}</small>" if row["beside"] else ""
+    found = f"<br>{_whole(row['found'])}{beside}"
+    return f'<a href="{page}">{badge(row["verdict"])}</a>{alone}{found}'
 
 
-PLURAL = {"holds": "hold", "holds in part": "hold in part", "differs": "differ"}
+PLURAL = {"holds": "hold", "differs": "differ"}
 
 
 def tally(study: str) -> str:
@@ -99,16 +135,38 @@ def _count(verdicts: list[str], verdict: str) -> str:
     return f"{count} {be}{verdict if count == 1 else PLURAL.get(verdict, verdict)}"
 
 
-def scale(columns: Iterable[str]) -> dict[str, str]:
-    """How many training images each study has, for prose: `retina_images`."""
-    found = {}
-    for study in columns:
-        try:
-            images = f"{studies.results(study, 'performance').attrs['train_images']:,}"
-        except FileNotFoundError:
-            images = "no (not yet run)"
-        found[f"{study}_images"] = images
-    return found
+def reached(columns: Iterable[str]) -> dict[str, str]:
+    """How good each study's networks are, in a sentence for prose: `cells_reached`."""
+    return {f"{study}_reached": _reached(study) for study in columns}
+
+
+def _reached(study: str) -> str:
+    on = f"On {studies.TITLES.get(study, study)}"
+    try:
+        results = studies.results(study, "performance")
+    except FileNotFoundError:
+        return f"{on}, the trainings are still to come."
+    table = effects.levels(results)
+    simple = effects.baseline_levels(results).loc[""].loc[effects.SIMPLE, "AUC"]
+    learned = int(table["learned"].sum())
+    return (
+        f"{on}, test AUC is {table['AUC'].min():.1f} to {table['AUC'].max():.1f} % by network and "
+        f"start, where 18 statistics reach {simple['statistics']:.1f} and a thumbnail "
+        f"{simple['thumbnail']:.1f} %; {learned} of {len(table)} have learned the task."
+    )
+
+
+def convergence(study: str) -> str:
+    """Whether a study's trainings have converged, in a sentence for prose."""
+    try:
+        table = effects.longer(studies.results(study, "convergence"))
+    except FileNotFoundError:
+        return "Whether the trainings have converged is still to come."
+    told = [
+        f"{figures.title(m)}, {figures.title(i)} {row['added']:+z.2f} points ({row['verdict']})"
+        for (m, i), row in table.iterrows()
+    ]
+    return f"Twice as many steps add to the last validation AUC: {'; '.join(told)}."
 
 
 # --- words and tables ------------------------------------------------------------------------
@@ -142,20 +200,35 @@ def _slug(verdict: str) -> str:
     return verdict.replace(" ", "-")
 
 
-def performance_table(results: xr.Dataset) -> HTML:
-    """Test AUC in percent by model and init: ours and, of retinas, the paper's Table 1."""
-    table, printed = effects.gains(results), paper.numbers("Table 1", "auc")
-    retinas = "finding_auc" not in results
-    rows = {}
-    for model, row in table.iterrows():
-        ours = {
-            f"{init}, here": f"{row[init]:.1f} ± {row[f'{init} sd']:.1f}"
-            for init in ("random", "transfer")
-        }
-        theirs = {f"{i}, paper": _printed(printed, model, i) for i in ("random", "transfer")}
-        shown = theirs | ours if retinas else ours
-        rows[figures.title(str(model))] = {**shown, "n": int(row["n"])}
-    return look(pd.DataFrame(rows).T)
+def levels_table(results: xr.Dataset) -> HTML:
+    """Test AUC in percent: first what needs no training, then every network and init, with what it
+    is above both simple baselines, whether it has learned and, of retinas, the paper's Table 1."""
+    printed = paper.numbers("Table 1", "auc")
+    rows = []
+    for (model, init), row in effects.baseline_levels(results).iterrows():
+        name = figures.title(init) + (f", {figures.title(model)}" if model else "")
+        rows.append({"network": name, "AUC (%)": _level(row)})
+    for (model, init), row in effects.levels(results).iterrows():
+        name = f"{figures.title(model)}, {figures.title(init)}"
+        told = {"network": name, "AUC (%)": _level(row), "n": str(int(row["n"]))}
+        for simple in effects.SIMPLE:
+            if f"above {simple}" in row:
+                more, least = row[f"above {simple}"], row[f"above {simple} from"]
+                told[f"above {figures.title(simple)}"] = f"{more:+z.1f} [{least:+z.1f}, …]"
+        told["learned"] = "yes" if row["learned"] else badge("not learned")
+        if _of_retinas(results):
+            told["paper"] = _printed(printed, model, init)
+        rows.append(told)
+    return look(pd.DataFrame(rows).fillna(""), index=False)
+
+
+def _of_retinas(results: xr.Dataset) -> bool:
+    """Whether the task is the paper's first one, diabetic retinopathy of real eyes."""
+    return json.loads(results.attrs["parameters"]).get("study") in ("retina", "paper")
+
+
+def _level(row: pd.Series) -> str:
+    return f"{row['AUC']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
 
 
 def _printed(numbers: pd.DataFrame, model, init: str) -> str:
@@ -167,31 +240,67 @@ def _printed(numbers: pd.DataFrame, model, init: str) -> str:
     return f"{row['value']:g}{mark}"
 
 
+def effect_table(measure: Callable[[xr.Dataset], effects.Effect], results: xr.Dataset) -> HTML:
+    """What decides a claim: the row of every network, and their mean, at each equal rate."""
+    parts = []
+    for rate, one in effects.rates(results).items():
+        effect = measure(one)
+        rows = effects.table(effect)
+        shown = _rows(rows, effect.name, effect.digits) if len(rows) else pd.DataFrame()
+        found = effects.contrast(effect)
+        if found is not None and len(rows):
+            told = dict.fromkeys(shown.columns[: len(effect.keys)], "")
+            told |= {shown.columns[0]: "<b>mean, decides</b>"}
+            told |= _cells(found, effect.name, effect.digits)
+            shown.loc[len(shown)] = told | {"verdict": badge(effect.decide(found).verdict)}
+        if rate is not None and len(shown):
+            shown.insert(0, "learning rate", f"{rate:g}")
+        parts.append(shown)
+    parts = [part for part in parts if len(part)]
+    return look(pd.concat(parts), index=False) if parts else HTML(NO_RUN)
+
+
+NO_RUN = "<p>No run of this study speaks to it.</p>"
+
+
 def difference_table(table: pd.DataFrame, name: str, digits: int = 1) -> HTML:
     """Any table of effects: interval, n, the smallest effect that it could have shown with a power
-    of 80 %, and the verdict."""
+    of 80 %, and what each row would say by itself."""
     if table.empty:
-        return HTML("<p>No run of this study speaks to it.</p>")
+        return HTML(NO_RUN)
+    return look(_rows(table, name, digits), index=False)
+
+
+def _rows(table: pd.DataFrame, name: str, digits: int) -> pd.DataFrame:
     shown = _labels(table)
-    shown[name] = [_spread(row, name, digits) for _, row in table.iterrows()]
-    shown["could show"] = [
-        f"{metrics.detectable(effects.as_interval(row, name)):.{digits}f}"
-        for _, row in table.iterrows()
-    ]
+    found = [_cells(effects.as_interval(row, name), name, digits) for _, row in table.iterrows()]
+    shown = shown.join(pd.DataFrame(found))
     if "verdict" in table:
         shown["verdict"] = [badge(v) for v in table["verdict"]]
-    return look(shown, index=False)
+    return shown
+
+
+def _cells(effect: metrics.Interval, name: str, digits: int) -> dict[str, str]:
+    detectable = metrics.detectable(effect)
+    could = f"{detectable:.{digits}f}" if np.isfinite(detectable) else "nothing"
+    return {figures.title(name): effects.spread(effect, digits), "could show": could}
 
 
 def _labels(table: pd.DataFrame) -> pd.DataFrame:
     """The index as columns, in words."""
     labels = table.index.to_frame(index=False)
-    labels = labels.rename(columns={"train_images": "training images"})
-    return labels.map(lambda v: figures.title(v) if isinstance(v, str) else f"{v:,}")
+    labels = labels.rename(columns={"train_images": "training images", "lr": "learning rate"})
+    return labels.map(_named)
+
+
+def _named(label: str | float) -> str:
+    if isinstance(label, str):
+        return figures.title(label)
+    return f"{label:g}" if label < 1 else f"{label:,}"
 
 
 def _spread(row: pd.Series, name: str, digits: int = 1) -> str:
-    return effects.spread(row[name], row["low"], row["high"], int(row["n"]), digits=digits)
+    return effects.spread(effects.as_interval(row, name), digits)
 
 
 def _ends(row: pd.Series, name: str, digits: int) -> str:
@@ -225,22 +334,25 @@ def source_table(results: xr.Dataset) -> HTML:
     columns = [n for n in ("source_top1", "source_top5", "source_auc") if n in results]
     names = {"source_top1": "top-1 (%)", "source_top5": "top-5 (%)", "source_auc": "AUC (%)"}
     table = 100 * results[columns].to_dataframe()[columns]
-    table["transfer"] = 100 * results["test_auc"].sel(init="transfer").mean("seed").to_series()
+    reached = 100 * results["test_auc"].sel(init="transfer").mean(["fold", "seed"])
+    table["transfer"] = reached.to_series()
     table = table.rename(columns=names | {"transfer": "medical AUC, transfer (%)"})
     table.index = [figures.title(str(m)) for m in table.index]
     return look(table.map(lambda v: "named weights" if np.isnan(v) else f"{v:.1f}"))
 
 
 def tuning_table(results: xr.Dataset) -> HTML:
-    """Best validation AUC of each arm at each learning rate, in percent; the chosen one is bold."""
-    best = figures.best_validation(results)
+    """Last validation AUC of each arm at each learning rate, in percent, mean over repetitions; the
+    chosen one is bold."""
+    reached, ends = effects.last_validation(results), effects.at_an_end(results)
     rows = []
     for arm, top in effects.best_rates(results).items():
         model, init = arm.split(" ")
-        values = best.sel(model=model, init=init)
-        cells = {f"{rate:g}": f"{float(values.sel(lr=rate)):.1f}" for rate in best.lr.values}
+        values = reached.sel(model=model, init=init)
+        cells = {f"{rate:g}": f"{float(values.sel(lr=rate)):.2f}" for rate in reached.lr.values}
         cells[f"{top:g}"] = f"<b>{cells[f'{top:g}']}</b>"
-        rows.append({"model": figures.title(model), "init": figures.title(init)} | cells)
+        told = {"best lies": "at an end" if arm in ends else "inside"}
+        rows.append({"model": figures.title(model), "init": figures.title(init)} | cells | told)
     return look(pd.DataFrame(rows), index=False)
 
 
@@ -249,7 +361,7 @@ def cost_table(results: xr.Dataset) -> HTML:
     rows = []
     for model in results.model.values:
         one = results.sel(model=model)
-        reached = metrics.interval((100 * one["test_auc"].sel(init="transfer")).values)
+        reached = metrics.interval(100 * one["test_auc"].sel(init="transfer").values)
         rows.append(
             {
                 "model": figures.title(str(model)),
@@ -265,35 +377,39 @@ def cost_table(results: xr.Dataset) -> HTML:
 
 
 def gap_table(results: xr.Dataset) -> HTML:
-    """Mean CCA above chance by model, beside the gap of the paper's Figure 2."""
-    table = representations.gap_verdicts(representations.gaps(results))
+    """Mean CCA above chance by model, before and after training and what training adds, beside the
+    gap of the paper's Figure 2."""
+    table = effects.by_rate(representations.gaps, results)
+    if table.empty:
+        return HTML(NO_RUN)
     printed = paper.numbers("Figure 2", "cca")["value"]
-    rows = {}
-    for model, row in table.iterrows():
-        known = (model, "random") in printed.index
-        theirs = printed[(model, "random")] - printed[(model, "transfer")] if known else np.nan
-        rows[figures.title(str(model))] = {
-            "random, random": f"{row['random, random']:.3f}",
-            "random, transfer": f"{row['random, transfer']:.3f}",
-            "null": f"{row['null']:.3f}",
-            "gap, here": _ends(row, "gap", 3),
-            "gap, paper": f"{theirs:+.3f}" if known else "–",
-            "verdict": badge(row["verdict"]),
-        }
-    return look(pd.DataFrame(rows).T)
+    shown = _labels(table)
+    columns = ["random, random", "random, transfer", "before", "after"]
+    names = dict(zip(columns, [*columns[:2], "gap before", "gap after"], strict=True))
+    for column, name in names.items():
+        shown[name] = [f"{value:.3f}" for value in table[column]]
+    shown["added"] = [_spread(row, "added", 3) for _, row in table.iterrows()]
+    models = table.index.get_level_values("model")
+    known = [(model, "random") in printed.index for model in models]
+    shown["gap, paper"] = [
+        f"{printed[m, 'random'] - printed[m, 'transfer']:+.3f}" if there else "–"
+        for m, there in zip(models, known, strict=True)
+    ]
+    return look(shown, index=False)
 
 
 def measures_table(results: xr.Dataset) -> HTML:
-    """The gap by each measure, with its interval over seeds."""
-    measures = results.measure.values
-    tables = {figures.MEASURES[m]: representations.gaps(results, measure=m) for m in measures}
-    rows = {
-        figures.title(str(model)): {
-            n: _ends(t.loc[model], "gap", 3) if model in t.index else "–" for n, t in tables.items()
-        }
-        for model in results.model.values
+    """What training adds to the gap, by each measure."""
+    tables = {
+        figures.MEASURES[m]: effects.by_rate(partial(representations.gaps, measure=m), results)
+        for m in results.measure.values
     }
-    return look(pd.DataFrame(rows).T)
+    shown = _labels(next(iter(tables.values())))
+    if shown.empty:
+        return HTML(NO_RUN)
+    for name, table in tables.items():
+        shown[name] = [_ends(row, "added", 3) for _, row in table.iterrows()]
+    return look(shown, index=False)
 
 
 def effects_table(table: pd.DataFrame, name: str, digits: int = 1) -> HTML:
@@ -307,40 +423,37 @@ def effects_table(table: pd.DataFrame, name: str, digits: int = 1) -> HTML:
 
 def movement_table(table: pd.DataFrame) -> HTML:
     """First layers by model and init: how far filters moved, and the share of Gabors."""
-    rows = []
-    for (model, init), row in table.iterrows():
-        moved = f"{row['moved']:.0f} [{row['moved low']:.0f}, {row['moved high']:.0f}]"
-        gabors = f"{row['gabors before']:.0f}, {row['gabors after']:.0f}"
-        rows.append(
-            {
-                "model": figures.title(model),
-                "init": figures.title(init),
-                "moved (%)": moved,
-                "Gabors before, after (%)": gabors,
-                "change": _ends(row, "change", 0),
-                "n": int(row["n"]),
-            }
-        )
-    return look(pd.DataFrame(rows), index=False)
+    shown = _labels(table)
+    moved = table[["moved", "moved low", "moved high"]].to_numpy()
+    shown["moved (%)"] = [f"{mean:.0f} [{low:.0f}, {high:.0f}]" for mean, low, high in moved]
+    shares = table[["gabors before", "gabors after"]].to_numpy()
+    shown["Gabors before, after (%)"] = [f"{b:.0f}, {a:.0f}" for b, a in shares]
+    shown["change"] = [_ends(row, "change", 0) for _, row in table.iterrows()]
+    shown["n"] = table["n"].astype(int).to_numpy()
+    return look(shown, index=False)
 
 
 def speedup_table(table: pd.DataFrame) -> HTML:
     """Speed-up over random init, beside the reading of the paper's Figure 6."""
+    if table.empty:
+        return HTML(NO_RUN)
     printed = paper.numbers("Figure 6", "speedup")["value"]
     shown = _labels(table)
-    shown["AUC"] = ["–" if np.isnan(v) else f"{v:.3f}" for v in table["level"]]
+    shown["AUC"] = [f"{v:.3f}" for v in table["level"]]
     shown["speed-up"] = [_ratio(row) for _, row in table.iterrows()]
     shown["n"], shown["never"] = table["n"].to_numpy(), table["never"].to_numpy()
-    known = [key if key in printed.index else None for key in table.index]
-    if any(known):
-        shown["paper"] = [f"{printed[key]:g}" if key else "–" for key in known]
+    if "init" in table.index.names:
+        arms = table.index.to_frame()[["model", "init"]].itertuples(index=False, name=None)
+        known = [key if key in printed.index else None for key in arms]
+        if any(known):
+            shown["paper"] = [f"{printed[key]:g}" if key else "–" for key in known]
     shown["verdict"] = [badge(v) for v in table["verdict"]]
     return look(shown, index=False)
 
 
 def _ratio(row: pd.Series) -> str:
     """`2.3 [1.1, 4.6]`, a bound where runs never got there, or nothing."""
-    if np.isnan(row["level"]) or row["bound"] == "unknown":
+    if row["bound"] == "unknown":
         return "–"
     if row["bound"]:
         return f"{'≥' if row['bound'] == 'at least' else '≤'} {row['speed-up']:.1f}"
@@ -370,7 +483,8 @@ def _effort(hours: float) -> str:
 
 
 COLUMNS = (
-    *("key", "model", "init", "target", "variant", "train_images", "lr", "seed"),
+    *("key", "model", "init", "baseline", "probe", "target", "variant", "train_images", "lr"),
+    *("fold", "seed"),
     *("status", "seconds"),
 )
 

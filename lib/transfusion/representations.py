@@ -1,5 +1,5 @@
 """What is measured of representations and of first filters, and how it is decided (rules in
-book/scope.md); tables as those of `effects`."""
+book/scope.md): effects as those of `effects`, over the repetitions of one fold."""
 
 from __future__ import annotations
 
@@ -11,27 +11,80 @@ import pandas as pd
 import xarray as xr
 
 from transfusion import effects, figures, metrics, similarity
-from transfusion.effects import BOTH, LARGE, NOT_SMALL
+from transfusion.effects import BOTH, LARGE, NOT_SMALL, Arms, Effect
 
-# Fixed before the runs, with their reasons in book/scope.md.
-CCA_MARGIN = 0.01  # the gaps of the paper's small networks are at most 0.006
-GABORS = 0.05  # share of filters: one of 20, as many as noise of the 99 % level and a slip give
+GABORS = 5.0  # percent of the filters: one of 20, what noise at the 99 % level and a slip give
 DEPTHS = np.linspace(0, 1, 5)  # of the blocks at which networks are compared
+TOP = 2  # blocks, from the last, whose similarity is compared
+CCA = " CCA"
+
+
+def _arms(values: xr.DataArray, weight: float = 1.0) -> Arms:
+    """A number a repetition (seed,), on one fold unless it has more, as a sum of arms."""
+    if "fold" not in values.dims:
+        values = values.expand_dims(fold=[0])
+    return [(weight, values.to_dataset(name="value"))]
+
+
+def _learned(results: xr.Dataset, rows: dict[tuple, Arms], arms: Callable) -> set[tuple]:
+    """The rows whose arms have learned: one of each list that `arms` gives for a row."""
+    there = effects.learned(results)
+    return {row for row in rows if all(there.intersection(each) for each in arms(*row))}
+
+
+def _both(*models: str) -> list[list[tuple[str, str]]]:
+    return [[(model, init) for init in BOTH] for model in models]
+
+
+def _inits(results: xr.Dataset) -> list[str]:
+    return [init for init in BOTH if init in results.init.values]
+
+
+def _small(results: xr.Dataset) -> list[str]:
+    return [str(m) for m in results.model.values if m not in NOT_SMALL]
 
 
 # --- similarity ------------------------------------------------------------------------------
 
 
-def gaps(results: xr.Dataset, top: int = 2, measure: str = "cca") -> pd.DataFrame:
-    """Similarity random-random minus random-transfer over the `top` blocks, above chance (E8), with
-    an interval over seeds."""
+def gaps(results: xr.Dataset, measure: str = "cca") -> pd.DataFrame:
+    """Similarity random-random minus random-transfer over the top blocks, above chance, by model:
+    after training, before it, and what training adds, which alone has an interval (E8)."""
     rows = []
-    for model in results.model.values:
-        one = figures.blocks_of(results, model, measure)
-        pairs = _top_pairs(one, top)
-        row = {"model": model, **_kinds(pairs), "null": _top_null(one, top)}
-        rows.append({**row, **effects.effect_row("gap", _over_seeds(pairs, _gap))})
-    return effects.as_table(rows, ["model"], "gap")
+    for model in map(str, results.model.values):
+        pairs = _top_pairs(results, model, measure)
+        if not len(pairs):
+            continue
+        final, initial = (pairs[pairs["state"] == state] for state in ("final", "initial"))
+        row = {"model": model, **_kinds(final), "after": _gap(final), "before": _gap(initial)}
+        found = effects.combined(_arms(_pseudo_values(pairs, _added)))
+        rows.append(row | effects.effect_row("added", found))
+    return effects.as_table(rows, ["model"], "added")
+
+
+def other_features(results: xr.Dataset, measure: str = "cca") -> Effect:
+    """What training adds to the gap of the large network minus what it adds to each small one's:
+    above 0 (E8)."""
+    added = {m: _pseudo_values(_top_pairs(results, m, measure), _added) for m in _models(results)}
+    return _large_minus_small(results, added, CCA, 3)
+
+
+def _models(results: xr.Dataset) -> list[str]:
+    return [m for m in map(str, results.model.values) if m == LARGE or m not in NOT_SMALL]
+
+
+def _large_minus_small(
+    results: xr.Dataset, values: dict[str, xr.DataArray], unit: str, digits: int
+) -> Effect:
+    """Of a number a repetition of each network."""
+    rows: dict[tuple, Arms] = {}
+    for model in values.keys() - {LARGE} if LARGE in values else ():
+        both = [*_arms(values[LARGE]), *_arms(values[model], -1.0)]
+        if all(one["value"].notnull().any() for _, one in both):
+            rows[(model,)] = both
+    rows = {(m,): rows[(m,)] for m in _small(results) if (m,) in rows}  # in the study's order
+    testable = _learned(results, rows, lambda model: _both(LARGE, model))
+    return Effect("difference", ("model",), rows, testable, effects.above, unit, digits)
 
 
 def _excess(one: xr.Dataset) -> xr.DataArray:
@@ -39,14 +92,17 @@ def _excess(one: xr.Dataset) -> xr.DataArray:
     return one["corrected"] - one["corrected_null"]
 
 
-def _top_pairs(one: xr.Dataset, top: int) -> pd.DataFrame:
-    """Mean over the top blocks of each pair that has a random network, and its seeds."""
-    excess = _excess(one).isel(block=slice(-top, None)).mean("block")
+def _top_pairs(results: xr.Dataset, model: str, measure: str) -> pd.DataFrame:
+    """Mean over the top blocks of each pair that has a random network: its `kind` (what the other
+    one is), state, and seeds `a` and `b`."""
+    one = figures.blocks_of(results, model, measure)
+    excess = _excess(one).isel(block=slice(-TOP, None)).mean("block")
     parts = []
-    for kind in BOTH:
-        chosen = figures.between(one, "random", kind)
+    for kind, state in itertools.product(BOTH, ("initial", "final")):
+        chosen = figures.between(one, "random", kind, state)
         ends = {"a": one.seed_a.values[chosen], "b": one.seed_b.values[chosen]}
-        parts.append(pd.DataFrame({"kind": kind, **ends, "value": excess.values[chosen]}))
+        found = {"kind": kind, "state": state, **ends, "value": excess.values[chosen]}
+        parts.append(pd.DataFrame(found))
     return pd.concat(parts).dropna()
 
 
@@ -59,27 +115,26 @@ def _gap(pairs: pd.DataFrame) -> float:
     return alike - apart
 
 
-def _over_seeds(
-    pairs: pd.DataFrame, statistic: Callable[[pd.DataFrame], float]
-) -> metrics.Interval:
-    """A statistic of pairs of networks (columns `a` and `b` are their seeds) by the jackknife.
+def _added(pairs: pd.DataFrame) -> float:
+    """The gap after training less that before."""
+    return _gap(pairs[pairs["state"] == "final"]) - _gap(pairs[pairs["state"] == "initial"])
+
+
+def _pseudo_values(pairs: pd.DataFrame, statistic: Callable[[pd.DataFrame], float]) -> xr.DataArray:
+    """A statistic of pairs of networks (columns `a` and `b` are their seeds) as numbers a seed,
+    whose mean it is, by the jackknife.
 
     A network is in many pairs, so pairs are no repetitions of each other, and neither are means
     over the pairs of a seed; each seed is left out in turn, with all pairs that it is in (Arvesen,
     Ann. Math. Stat. 40:2076, 1969). Noise of single pairs alone is overrated, at most doubled.
     """
-    seeds = sorted({*pairs["a"], *pairs["b"]})
+    seeds = sorted({*pairs["a"], *pairs["b"]}, key=int)
     whole = statistic(pairs)
-    n = len(seeds) if np.isfinite(whole) else 0
     parts = [statistic(pairs[(pairs["a"] != s) & (pairs["b"] != s)]) for s in seeds]
-    if n < 2 or not np.isfinite(parts).all():
-        return metrics.Interval(whole, -np.inf, np.inf, np.nan, n)
-    return metrics.interval(whole + (n - 1) * (np.mean(parts) - np.array(parts)))
-
-
-def _top_null(one: xr.Dataset, top: int) -> float:
-    between = figures.between(one, "random", "random") | figures.between(one, "random", "transfer")
-    return float(one["corrected_null"].isel(block=slice(-top, None), pair=between).mean())
+    if not np.isfinite(parts).all():  # of two seeds none can be left out: no error is known
+        seeds, parts = seeds[:1], [whole]
+    values = whole + (len(seeds) - 1) * (np.mean(parts) - np.array(parts)) if seeds else []
+    return xr.DataArray(np.asarray(values, float), {"seed": list(map(int, seeds))}, ("seed",))
 
 
 def thin_blocks(results: xr.Dataset) -> str:
@@ -88,21 +143,11 @@ def thin_blocks(results: xr.Dataset) -> str:
     for model in results.model.values:
         one = results.sel(model=model)
         few = one["datapoints"] < similarity.ENOUGH * one["neurons"]
+        few = few.any("lr") if "lr" in few.dims else few
         names = ", ".join(str(name) for name in one.block.values[few.values])
         found += [f"{figures.title(str(model))} ({names})"] if names else []
     rule = f"{similarity.ENOUGH} datapoints a neuron"
     return f"Fewer than {rule}: {'; '.join(found)}." if found else f"All blocks have {rule}."
-
-
-def gap_verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """With verdicts. Large networks: gap above 0. Small ones: gap within the margin of 0 (the
-    paper's Figure 2)."""
-    decided = []
-    for model, row in table.iterrows():
-        effect = effects.as_interval(row, "gap")
-        none = metrics.decide_equivalent(effect, CCA_MARGIN)
-        decided.append(effects.above(effect) if model in NOT_SMALL else none)
-    return table.assign(verdict=[d.verdict for d in decided], p=[d.p for d in decided])
 
 
 def kept(results: xr.Dataset, measure: str = "cca") -> xr.DataArray:
@@ -123,45 +168,35 @@ def kept(results: xr.Dataset, measure: str = "cca") -> xr.DataArray:
     return found
 
 
-def stays_low(results: xr.Dataset) -> pd.DataFrame:
-    """How much more of its start the lowest place keeps than the highest, by model and init (E9).
-
-    `holds` if the interval over seeds lies above 0.
-    """
-    found = kept(results)
-    low, high = found.isel(depth=0), found.isel(depth=-1)
-    return _paired({"model": found.model, "init": found.init}, low - high, "low minus high")
-
-
-def reuse(results: xr.Dataset) -> pd.DataFrame:
-    """The excess that pretrained networks keep over random ones, lowest two places minus the rest,
-    by model (E9). `holds` if the interval lies above 0."""
-    found = kept(results)
-    found = found.reindex(init=BOTH)
-    gap = found.sel(init="transfer", drop=True) - found.sel(init="random", drop=True)
-    low, rest = gap.isel(depth=slice(0, 2)), gap.isel(depth=slice(2, None))
-    return _paired({"model": gap.model}, low.mean("depth") - rest.mean("depth"), "low minus rest")
-
-
-def size_effects(results: xr.Dataset, depth: int | None = None) -> pd.DataFrame:
-    """How much more of its start the largest network keeps than each other, by init, at one of the
-    DEPTHS or as their mean (E10). `holds` if the interval over seeds lies above 0."""
+def size(results: xr.Dataset, depth: int | None = None) -> Effect:
+    """How much more of its start the large network keeps than each small one, from random init, at
+    one of the DEPTHS or as their mean: above 0 (E10)."""
     found = kept(results)
     found = found.mean("depth") if depth is None else found.isel(depth=depth, drop=True)
-    largest = str(results.model.values[np.argmax(results["parameters"].values)])
-    others = found.drop_sel(model=largest)
-    difference = found.sel(model=largest, drop=True) - others
-    return _paired({"model": others.model, "init": others.init}, difference, "difference")
+    if "random" not in found.init:
+        return _large_minus_small(results, {}, CCA, 3)
+    found = found.sel(init="random", drop=True)
+    values = {m: found.sel(model=m, drop=True) for m in _models(results)}
+    effect = _large_minus_small(results, values, CCA, 3)
+    random = [(LARGE, "random")]
+    testable = _learned(results, effect.rows, lambda model: [random, [(model, "random")]])
+    return effect._replace(testable=testable)
 
 
-def _paired(labels: dict[str, xr.DataArray], values: xr.DataArray, name: str) -> pd.DataFrame:
-    """Mean over seeds with its interval, one row a combination of labels; holds if above 0."""
-    rows = []
-    for combination in itertools.product(*(label.values for label in labels.values())):
-        chosen = dict(zip(labels, combination, strict=True))
-        effect = metrics.interval(values.sel(chosen).values)
-        rows.append({**chosen, **effects.effect_row(name, effect, effects.above)})
-    return effects.as_table(rows, list(labels), name)
+def low_reuse(results: xr.Dataset) -> Effect:
+    """The excess that pretrained networks keep over random ones, lowest two of five depths minus
+    the rest, by model: above 0 (E9)."""
+    found = kept(results).reindex(init=BOTH)
+    gap = found.sel(init="transfer", drop=True) - found.sel(init="random", drop=True)
+    low, rest = gap.isel(depth=slice(0, 2)), gap.isel(depth=slice(2, None))
+    values = low.mean("depth") - rest.mean("depth")
+    rows = {
+        (str(m),): _arms(values.sel(model=m, drop=True))
+        for m in values.model.values
+        if values.sel(model=m).notnull().any()
+    }
+    testable = _learned(results, rows, lambda model: _both(model))
+    return Effect("low minus rest", ("model",), rows, testable, effects.above, CCA, 3)
 
 
 def foretold(results: xr.Dataset) -> pd.DataFrame:
@@ -169,14 +204,24 @@ def foretold(results: xr.Dataset) -> pd.DataFrame:
     (E11), by model, block (first and last) and kind of pair; mean over pairs of networks, with an
     interval over seeds."""
     rows = []
-    for model in results.model.values:
-        one = figures.blocks_of(results, model, "cca")
-        for (place, block), kind in itertools.product({"first": 0, "last": -1}.items(), BOTH):
-            if one.sizes["block"]:
-                effect = _over_seeds(_foretold_pairs(one.isel(block=block), kind), _mean)
-                row = {"model": model, "block": place, "kind": f"random, {kind}"}
-                rows.append({**row, **effects.effect_row("R2", effect)})
+    places, kinds = ("first", "last"), BOTH
+    for model, place, kind in itertools.product(map(str, results.model.values), places, kinds):
+        found = effects.combined(_arms(_foretold(results, model, place, kind)))
+        row = {"model": model, "block": place, "kind": f"random, {kind}"}
+        rows.append({**row, **effects.effect_row("R2", found)})
     return effects.as_table(rows, ["model", "block", "kind"], "R2")
+
+
+def _foretold(results: xr.Dataset, model: str, place: str, kind: str = "random") -> xr.DataArray:
+    """R2 a repetition (seed,); empty for a network that was not run."""
+    none = xr.DataArray(np.array([]), {"seed": []}, ("seed",))
+    if model not in results.model.values:
+        return none
+    one = figures.blocks_of(results, model, "cca")
+    if not one.sizes["block"]:
+        return none
+    pairs = _foretold_pairs(one.isel(block=0 if place == "first" else -1), kind)
+    return _pseudo_values(pairs, lambda found: float(found["value"].mean()))
 
 
 def _foretold_pairs(one: xr.Dataset, kind: str) -> pd.DataFrame:
@@ -190,10 +235,6 @@ def _foretold_pairs(one: xr.Dataset, kind: str) -> pd.DataFrame:
     return pd.DataFrame({**ends, "value": np.array(values, float)}).dropna()
 
 
-def _mean(pairs: pd.DataFrame) -> float:
-    return float(pairs["value"].mean())
-
-
 def _r2(x: np.ndarray, y: np.ndarray) -> float:
     there = np.isfinite(x) & np.isfinite(y)
     if there.sum() < 3 or np.ptp(x[there]) == 0 or np.ptp(y[there]) == 0:
@@ -201,28 +242,20 @@ def _r2(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.corrcoef(x[there], y[there])[0, 1] ** 2)
 
 
-def foretold_decision(table: pd.DataFrame, large: str = LARGE) -> metrics.Decision:
-    """Whether the large network's first block, from random init, is foretold better than its last
-    block, and than the first block of every other network (Welch's t test for each)."""
-    alike = table[table.index.get_level_values("kind") == "random, random"].droplevel("kind")
-    if (large, "first") not in alike.index:
-        return metrics.Decision("inconclusive", np.nan)
-    mine = effects.as_interval(alike.loc[(large, "first")], "R2")
-    rest = alike.drop(index=[(large, "first")])
-    rest = rest[(rest.index.get_level_values("block") == "first") | (rest.index == (large, "last"))]
-    rows = []
-    for place, row in rest.iterrows():
-        effect = _welch(mine, effects.as_interval(row, "R2"))
-        rows.append({"to": place, **effects.effect_row("more", effect, effects.above)})
-    return effects.overall(effects.as_table(rows, ["to"], "more"))
-
-
-def _welch(a: metrics.Interval, b: metrics.Interval) -> metrics.Interval:
-    """Difference of two independent means."""
-    if not np.isfinite(a.se + b.se):
-        return metrics.Interval(a.mean - b.mean, -np.inf, np.inf, np.nan, min(a.n, b.n))
-    both = a._replace(mean=a.mean - b.mean, low=a.low - b.mean, high=a.high - b.mean)
-    return metrics.with_patients(both, b.se, b.n)
+def foretelling(results: xr.Dataset) -> Effect:
+    """How much better the large network's first block is foretold, from random init, than its last
+    block and than each small network's first: R2, above 0 (E11)."""
+    rows: dict[tuple, Arms] = {}
+    places = [(LARGE, "last"), *((m, "first") for m in _small(results))]
+    mine = _foretold(results, LARGE, "first")
+    for model, place in places:
+        other = _foretold(results, model, place)
+        if len(mine) and len(other):
+            rows[model, place] = [*_arms(mine), *_arms(other, -1.0)]
+    testable = _learned(results, rows, lambda model, _: [[(LARGE, "random")], [(model, "random")]])
+    if any(model == LARGE for model, _ in testable) and len(testable) == 1:
+        testable = set()  # of large and small nothing can be said without the small
+    return Effect("R2", ("model", "block"), rows, testable, effects.above, " R²", 2)
 
 
 # --- first layers ----------------------------------------------------------------------------
@@ -230,48 +263,73 @@ def _welch(a: metrics.Interval, b: metrics.Interval) -> metrics.Interval:
 
 def movements(results: xr.Dataset) -> pd.DataFrame:
     """First layer, by model and init (E12): how far filters move, and the share of Gabors."""
-    gabors = (results["gabor"] > results["gabor_level"]).where(results["gabor"].notnull())
     rows = []
     for model, init in itertools.product(results.model.values, results.init.values):
         chosen = {"model": model, "init": init}
-        far = metrics.interval(100 * results["moved"].sel(chosen).mean("filter").values)
-        row = {**chosen, **_gabor_share(gabors.sel(chosen))}
-        rows.append(row | {"moved": far.mean, "moved low": far.low, "moved high": far.high})
+        far = effects.combined(_arms(_moved(results).sel(chosen, drop=True)))
+        if far.n:
+            share = _shares(results, model, init)
+            before, after = (float(share.sel(state=s).mean()) for s in ("initial", "final"))
+            change = effects.combined(_arms(_change(results, model, init)))
+            row = {"gabors before": before, "gabors after": after}
+            row |= {"moved": far.mean, "moved low": far.low, "moved high": far.high}
+            rows.append({**chosen, **row, **effects.effect_row("change", change)})
     return effects.as_table(rows, ["model", "init"], "change")
 
 
-def _gabor_share(gabors: xr.DataArray) -> dict:
-    """Percent of the filters that are Gabors, before and after training, and the change, from
-    whether each is one (state, filter, seed; nan where a network has no such filter)."""
-    share = 100 * gabors.mean("filter")
-    before, after = (share.sel(state=s) for s in ("initial", "final"))
-    filters = int(gabors.notnull().any(["state", "seed"]).sum())
-    change = metrics.interval((after - before).values, step=100 / max(1, filters))
-    shares = {"gabors before": float(before.mean()), "gabors after": float(after.mean())}
-    return shares | effects.effect_row("change", change)
+def _moved(results: xr.Dataset) -> xr.DataArray:
+    """Change in percent of a filter's length, mean over filters."""
+    return 100 * results["moved"].mean("filter")
 
 
-def further(results: xr.Dataset, large: str = LARGE) -> pd.DataFrame:
+def _shares(results: xr.Dataset, model: str, init: str) -> xr.DataArray:
+    """Percent of the filters that are Gabors, (state, fold, seed)."""
+    gabors = (results["gabor"] > results["gabor_level"]).where(results["gabor"].notnull())
+    return 100 * gabors.sel(model=model, init=init, drop=True).mean("filter")
+
+
+def _change(results: xr.Dataset, model: str, init: str) -> xr.DataArray:
+    share = _shares(results, model, init)
+    return share.sel(state="final", drop=True) - share.sel(state="initial", drop=True)
+
+
+def moving(results: xr.Dataset) -> Effect:
     """How much further the filters of each small network move than the large one's, percent of
-    their length, by init (E12). `holds` if the interval over seeds lies above 0."""
-    far = 100 * effects.having(results, model=[large])["moved"].mean("filter")
-    others = far.sel(model=[m for m in far.model.values if m not in NOT_SMALL])
-    difference = others - far.sel(model=large, drop=True)
-    return _paired({"model": others.model, "init": others.init}, difference, "further")
+    their length, by init: above 0 (E12)."""
+    far, rows = _moved(results), {}
+    for model, init in itertools.product(_small(results), _inits(results)):
+        if LARGE in far.model.values:
+            small, large = (far.sel(model=m, init=init, drop=True) for m in (model, LARGE))
+            if (small - large).notnull().any():
+                rows[model, init] = [*_arms(small), *_arms(large, -1.0)]
+    testable = _learned(results, rows, lambda m, init: [[(LARGE, init)], [(m, init)]])
+    unit = " % of a filter's length"
+    return Effect("further", ("model", "init"), rows, testable, effects.above, unit, 0)
 
 
-def gabor_changes(table: pd.DataFrame, init: str) -> pd.DataFrame:
+def gabor_changes(results: xr.Dataset, init: str) -> Effect:
     """Small networks, by model: from random init the share of Gabors stays within GABORS of what
     it was, and from pretrained weights some are lost (the paper's Figure 5)."""
-    rows = []
-    for (model, start), row in table.iterrows():
-        if start == init and model not in NOT_SMALL:
-            decide = no_gabors if init == "random" else effects.signed(-1)
-            effect = effects.as_interval(row, "change")
-            rows.append({"model": model, **effects.effect_row("change", effect, decide)})
-    return effects.as_table(rows, ["model"], "change")
+    rows = {}
+    for model in _small(results):
+        if init in results.init.values:
+            found = _change(results, model, init)
+            if found.notnull().any():
+                rows[(model,)] = _arms(found)
+    testable = _learned(results, rows, lambda model: [[(model, init)]])
+    rule = effects.equivalent(GABORS) if init == "random" else effects.below
+    there = results["gabor"].isel(state=0).notnull().any(["init", "fold", "seed"])
+    filters = int(there.sum("filter").max())
+    decide = _in_steps(rule, 100 / max(1, filters))
+    return Effect("change", ("model",), rows, testable, decide, " % of the filters", 0)
 
 
-def no_gabors(effect: metrics.Interval) -> metrics.Decision:
-    """In percent of the filters: none learned or lost beyond GABORS."""
-    return metrics.decide_equivalent(effect, 100 * GABORS)
+def _in_steps(rule: effects.Decide, step: float) -> effects.Decide:
+    """A rule on what is counted in steps: repetitions that happen to agree are not known exactly,
+    so the variance within a step (Sheppard's step^2 / 12) is added."""
+
+    def decide(effect: metrics.Interval) -> metrics.Decision:
+        se = float(np.hypot(effect.se, step / np.sqrt(12 * max(1, effect.n))))
+        return rule(metrics.students(effect.mean, se, effect.sd, effect.n, effect.freedom))
+
+    return decide

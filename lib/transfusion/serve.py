@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from transfusion import comparison, config, data, store, train
+from transfusion import baselines, comparison, config, data, store, train
 from transfusion.schedule import Task
 
 SPACE = 50_000_000  # bytes that a checkpoint of a small network and its weights take
@@ -73,6 +73,8 @@ def _perform(
         data.load(task)
     elif isinstance(task, config.Comparison):
         comparison.compare(task)
+    elif isinstance(task, config.Baseline):
+        baselines.fit(task)
     else:
         if task.data not in kept:
             kept.clear()  # one set at a time: they may be large

@@ -22,7 +22,13 @@ from transfusion.config import Spec
 from transfusion.experiments import CHAPTERS, WITHOUT_RUNS
 
 # What the studies that the book shows are of; another goes by its name.
-TITLES = {"quick": "drawn retinas", "retina": "real retinas", "cxr": "chest films"}
+TITLES = {
+    "cells": "blood cells",
+    "chest": "pneumonia of children",
+    "retina": "real retinas",
+    "cxr": "NIH chest films",
+    "quick": "drawn retinas",
+}
 # Operations a second that `plan` reckons with: a core, measured with bfloat16 (float32 alone and
 # older processors do less), and a GPU, assumed, not measured.
 CORE, GPU = 2e11, 5e13
@@ -161,7 +167,7 @@ def _group_name(spec: Spec, shown: list[str]) -> str:
     if isinstance(spec, config.Run) and _is_long(spec):
         return f"{shown[0]}-{spec.key}"
     what = [type(spec).__name__, sorted(set(shown))]
-    if isinstance(spec, config.Run) and spec.optim.precision == "any":
+    if isinstance(spec, config.Run) and records.leaves_precision(spec):
         what.append(records.repetition(spec))  # one machine computes what is compared
     return f"{shown[0]}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:6]}"
 
@@ -292,9 +298,11 @@ def plan(study: str, *, core: float = CORE, gpu: float = GPU) -> pd.DataFrame:
         ahead |= {spec.key for spec in left}
         operations, remaining = (sum(map(schedule.cost, some)) for some in (new, left))
         runs = sum(isinstance(spec, config.Run) for spec in new)
+        baselines = sum(isinstance(spec, config.Baseline) for spec in new)
         rows[chapter] = {
             "runs": runs,
-            "comparisons": len(new) - runs,
+            "comparisons": len(new) - runs - baselines,
+            "baselines": baselines,
             "groups": len({place[spec.key] for spec in new}),
             "core-hours": operations / core / 3600,
             "of these missing": remaining / core / 3600,

@@ -11,75 +11,109 @@ import xarray as xr
 from transfusion import config, filters, metrics
 
 Labels = dict[str, str | int | float]
+# Trainable parameters with five outputs, so that these are read without torch; others are counted.
+PARAMETERS = {
+    "cbr_tiny": 1_079_845,
+    "cbr_small": 2_114_341,
+    "cbr_large_t": 8_539_173,
+    "cbr_large_w": 8_443_461,
+    "resnet50": 23_518_277,
+    "resnet50_slim": 7_140_421,
+    "inception_v3": 21_795_813,
+}
 ALL = 0  # as a number of training images: all that a fold has
 Results = list[tuple[Labels, config.Spec, xr.Dataset]]
 
 
 def run_table(results: Results) -> xr.Dataset:
     """Curves and test AUC of runs, unstacked along their labels; failed runs are nan."""
+    runs = [each for each in results if isinstance(each[1], config.Run)]
     wanted = ["auc", "loss", "test_auc", "test_ap"]
-    whole = [result.assign({"test_auc": np.nan} | dict(result)) for _, _, result in results]
+    whole = [result.assign({"test_auc": np.nan} | dict(result)) for _, _, result in runs]
     parts = [result[[n for n in wanted if n in result]] for result in whole]
-    return _unstack(_joined(parts), [labels for labels, _, _ in results], "run")
+    return _unstack(_joined(parts), [labels for labels, _, _ in runs], "run")
+
+
+def last_table(results: Results) -> xr.Dataset:
+    """Validation AUC at the end of a training, `last_auc` along its labels; nan where it failed."""
+    last = [result["auc"].values[-1] if "auc" in result else np.nan for _, _, result in results]
+    done = [result.attrs["status"] == "done" for _, _, result in results]
+    values = xr.DataArray(np.where(done, last, np.nan), dims="run", name="last_auc")
+    return _unstack(values.to_dataset(), [labels for labels, _, _ in results], "run")
 
 
 def scored_table(results: Results) -> xr.Dataset:
-    """With `covariance`, what mean test AUCs over seeds owe to the test patients they share.
-
-    It is between every two arms (model, init, model_, init_), and findings where there are several,
-    of which `finding_auc` is the test AUC. No score of an image is kept, and no patient.
-    """
+    """With what each test patient adds to the error of an arm's mean AUC over its repetitions:
+    `influence` (..., fold, patient), and how many `patients` (fold,) there are; of findings, also
+    `finding_auc` and `finding_influence`. And with the baselines' AUC and influence: `baseline_auc`
+    (baseline, fold), and `probe_auc` (model, probe, fold) of frozen features."""
     table = run_table(results)
-    done = [(labels, result) for labels, _, result in results if "test_score" in result]
-    if not done:
+    scored = [each for each in results if "test_score" in each[2]]
+    if not scored:
         return table
-    labels = [labels for labels, _ in done]
-    parts = _unstack(_joined([_placed(result) for _, result in done]), labels, "run")
-    result = done[0][1]
-    target, patient = _asked(result)[0], result["test_patient"].values
-    placed = parts["placed"].mean("seed")
-    if "train_images" in placed.dims:
-        sizes = placed.train_images
-        each = [_covariance(placed.sel(train_images=n), target, patient) for n in sizes]
-        covariance = xr.concat(each, sizes)
-    else:
-        covariance = _covariance(placed, target, patient)
-    table = table.assign(covariance=covariance, patients=len(np.unique(patient)))
-    if len(target) == 1:
-        return table.isel(finding=0, finding_=0, drop=True)
-    return table.assign(finding_auc=parts["finding_auc"])
+    runs = [each for each in scored if isinstance(each[1], config.Run)]
+    found = _influences(runs) if runs else xr.Dataset()
+    for name, label in (("baseline", "baseline"), ("probe", "probe")):
+        chosen = [each for each in scored if label in each[0]]
+        if chosen:
+            parts = _influences(chosen).rename(influence=f"{name}_influence")
+            parts = parts.drop_vars(["finding_auc", "finding_influence"], errors="ignore")
+            aucs = [result[["test_auc"]] for _, _, result in chosen]
+            auc = _unstack(_joined(aucs), [labels for labels, _, _ in chosen], "run")
+            parts = parts.merge(auc.rename(test_auc=f"{name}_auc"))
+            found = found.merge(parts, join="outer")
+    found = found.assign({n: _padded(found[n]) for n in found if str(n).endswith("influence")})
+    return table.merge(found.assign(patients=_patients(scored)), join="left", combine_attrs="drop")
 
 
-def _asked(result: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Target and scores (question, image) of the questions behind the AUC."""
+def _patients(results: Results) -> xr.DataArray:
+    """How many patients each fold tests; of several tasks, each one's."""
+    frame = pd.DataFrame([labels for labels, _, _ in results])
+    of = [name for name in ("variant", "target", "fold") if name in frame]
+    frame["patients"] = [len(np.unique(result["test_patient"])) for _, _, result in results]
+    return frame.groupby(of)["patients"].max().to_xarray()
+
+
+def _influences(results: Results) -> xr.Dataset:
+    """Mean over repetitions of what each patient adds to the error of an AUC, 0 where a fold has
+    fewer patients; nan for an arm that never ended."""
+    labels = [labels for labels, _, _ in results]
+    parts = _unstack(_joined([_influence(result) for _, _, result in results]), labels, "run")
+    influence = parts["influence"].mean("seed") if "seed" in parts.dims else parts["influence"]
+    parts["influence"] = _padded(influence)
+    whole = parts[["influence"]].mean("finding")  # nan in a question of one answer alone
+    if results[0][2].attrs["task"] != "findings":
+        return whole
+    named = parts.rename(influence="finding_influence")
+    return named.assign(influence=whole["influence"])
+
+
+def _padded(influence: xr.DataArray) -> xr.DataArray:
+    """0 for patients that a fold lacks, where what others of it add is known."""
+    return influence.fillna(0).where(influence.notnull().any("patient"))
+
+
+def _influence(result: xr.Dataset) -> xr.Dataset:
+    """That of one run on each question, and its AUC."""
     given = result["test_target"].values, result["test_score"].values
-    return metrics.binary(*given, result.attrs.get("positive_from"))
+    target, score = metrics.binary(*given, result.attrs.get("positive_from"))
+    names = [str(i) for i in range(len(target))]
+    if result.attrs["task"] == "findings":
+        names = result.attrs.get("names", names)
+    placed = metrics.placements(target, score)
+    found = metrics.influence(target, placed, result["test_patient"].values)
+    aucs = [metrics.auc(t[:, None], s[:, None]) for t, s in zip(target, score, strict=True)]
+    parts = {"influence": (("finding", "patient"), found), "finding_auc": ("finding", aucs)}
+    return xr.Dataset(parts, {"finding": names, "patient": range(found.shape[1])})
 
 
-def _placed(result: xr.Dataset) -> xr.Dataset:
-    """Placements and AUC of one run, by finding."""
-    asked, attrs = _asked(result), result.attrs
-    questions = [str(i) for i in range(len(asked[0]))]
-    names = attrs.get("names", questions) if attrs["task"] == "findings" else questions
-    placed = (("finding", "image"), metrics.placements(*asked))
-    aucs = ("finding", [metrics.auc(t[:, None], s[:, None]) for t, s in zip(*asked, strict=True)])
-    return xr.Dataset({"placed": placed, "finding_auc": aucs}, {"finding": names})
-
-
-def _covariance(placed: xr.DataArray, target: np.ndarray, patient: np.ndarray) -> xr.DataArray:
-    """`metrics.patients_covariance` of placements (model, init, finding, image)."""
-    names = ("model", "init", "finding")
-    arms = placed.stack(arm=names).transpose("arm", "image").dropna("arm", how="all")
-    question = {name: i for i, name in enumerate(placed.finding.values)}
-    asked = target[[question[name] for name in arms.finding.values]]
-    found, _ = metrics.patients_covariance(asked, arms.values, patient)
-    index = arms.indexes["arm"]
-    coords = xr.Coordinates.from_pandas_multiindex(index, "arm")
-    other = index.set_names([f"{name}_" for name in names])
-    coords = coords.merge(xr.Coordinates.from_pandas_multiindex(other, "arm_")).coords
-    square = xr.DataArray(found, dims=("arm", "arm_"), coords=coords).unstack(["arm", "arm_"])
-    order = {name: placed[name].values for name in names}
-    return square.reindex(order | {f"{name}_": values for name, values in order.items()})
+def small_data_table(results: Results) -> xr.Dataset:
+    """`scored_table`, all images of a fold being as many as they are on average."""
+    table = scored_table(results)
+    sizes = [r.attrs["train_images"] for labels, _, r in results if labels["train_images"] == ALL]
+    whole = round(np.mean(sizes)) if sizes else ALL
+    numbers = [whole if n == ALL else int(n) for n in table.train_images.values]
+    return table.assign_coords(train_images=numbers)
 
 
 def performance_table(results: Results) -> xr.Dataset:
@@ -100,11 +134,12 @@ def cost_table(results: Results) -> xr.Dataset:
     """With what each network costs: parameters, multiply-adds and kept bytes an image, seconds."""
     from transfusion import models
 
-    table = run_table(results)
+    table = scored_table(results)
     names, size = [str(m) for m in table.model.values], results[0][1].data.size
-    seconds = [result.attrs.get("seconds", np.nan) for _, _, result in results]
+    runs = [each for each in results if isinstance(each[1], config.Run)]
+    seconds = [result.attrs.get("seconds", np.nan) for _, _, result in runs]
     spent = xr.DataArray(seconds, dims="run", name="seconds").to_dataset()
-    spent = _unstack(spent, [labels for labels, _, _ in results], "run")
+    spent = _unstack(spent, [labels for labels, _, _ in runs], "run")
     costs = {
         "parameters": [models.parameters(name) for name in names],
         "multiply_adds": [models.flops(name, size) // 2 for name in names],
@@ -125,12 +160,12 @@ def data_table(results: Results) -> xr.Dataset:
     the noise that a network starts from still hides what it learned."""
     changes = {}
     for labels, _, result in results:
-        if labels["seed"] == 0 and "first_after" in result:
+        if labels["target"] not in changes and "first_after" in result:
             before, after = _first_layer(result)
             changes[labels["target"]] = after - before
     dims = ("target", "filter", "channel", "y", "x")
     change = xr.DataArray(np.stack(list(changes.values())), {"target": list(changes)}, dims)
-    return run_table(results).assign(conv1_change=change)
+    return scored_table(results).assign(conv1_change=change)
 
 
 def _first_layer(result: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -150,8 +185,10 @@ def filter_table(results: Results) -> xr.Dataset:
     shown = _unstack(_joined(list(first.values())), names, "run")
     table = _joined([part.drop_vars(["grey", "y", "x"]) for _, part in found])
     table = _unstack(table, [labels for labels, _ in found], "run")
-    rows = pd.DataFrame([labels for labels, _, _ in results])  # what failed is nan, not absent
-    return table.reindex({n: list(dict.fromkeys(rows[n])) for n in rows}).assign(grey=shown["grey"])
+    scored = scored_table(results).drop_vars(["auc", "loss", "step"])
+    # In its order, and with what failed: that is nan, not absent.
+    table = table.reindex({n: scored[n].values for n in found[0][0]})
+    return table.assign(grey=shown["grey"]).merge(scored)
 
 
 def _filters(states: tuple[np.ndarray, np.ndarray]) -> xr.Dataset:
@@ -169,37 +206,42 @@ def _filters(states: tuple[np.ndarray, np.ndarray]) -> xr.Dataset:
 
 
 def final_table(results: Results) -> xr.Dataset:
-    """Comparisons of trained networks with each other."""
+    """Comparisons of networks with each other, in the same state, and the AUC of each."""
     table = _comparison_table(results).drop_vars("explained")
-    return table.isel(pair=((table.state_a == "final") & (table.state_b == "final")).values)
+    return table.isel(pair=(table.state_a == table.state_b).values)
 
 
 def change_table(results: Results) -> xr.Dataset:
-    """Comparisons of networks before and after training, and the number of their parameters."""
+    """Comparisons of networks before and after training, the number of their parameters, and the
+    AUC of each."""
+    table = _comparison_table(results).drop_vars(["map", "map_null", "other"])
+    counts = [_parameters(str(model)) for model in table.model.values]
+    return table.assign(parameters=("model", counts))
+
+
+def _parameters(model: str) -> int:
+    if model in PARAMETERS:
+        return PARAMETERS[model]
     from transfusion import models
 
-    table = _comparison_table(results).drop_vars(["map", "map_null", "other"])
-    counts = [models.parameters(str(model)) for model in table.model.values]
-    return table.assign(parameters=("model", counts))
+    return models.parameters(model)
 
 
 def _comparison_table(results: Results) -> xr.Dataset:
     """Comparisons of several models; networks are named by init, seed and state."""
-    parts = []
-    for _, spec, result in results:
-        runs = spec.runs if isinstance(spec, config.Comparison) else ()
-        nets = {run.key: (run.init.name, run.seed) for run in runs}
-        names = [
-            _pair_name(nets, a, b)
-            for a, b in zip(result.net_a.values, result.net_b.values, strict=True)
-        ]
-        part = result.drop_vars(["net_a", "net_b"]).assign_coords(pair=names)
-        parts.append(
-            part.assign_coords(depth=("block", range(len(part.block)))).reset_coords("depth")
-        )
-    stacked = _joined(parts, "model")
-    stacked = stacked.assign_coords(model=[labels["model"] for labels, _, _ in results])
-    return stacked.assign_coords(_pair_coordinates(stacked["pair"].values))
+    labels, parts = [], []
+    for of, spec, result in results:
+        if not isinstance(spec, config.Comparison):
+            continue
+        nets = {run.key: (run.init.name, run.seed) for run in spec.runs}
+        ends = zip(result.net_a.values, result.net_b.values, strict=True)
+        part = result.drop_vars(["net_a", "net_b"])
+        part = part.assign_coords(pair=[_pair_name(nets, a, b) for a, b in ends])
+        labels.append(of)
+        parts.append(part.assign(depth=("block", np.arange(len(part.block)))))
+    stacked = _unstack(_joined(parts), labels, "run")
+    stacked = stacked.assign_coords(_pair_coordinates(stacked["pair"].values))
+    return stacked.merge(scored_table(results).drop_vars(["auc", "loss", "step"]))
 
 
 def _pair_name(nets: Mapping[str, tuple[str, int]], a: str, b: str) -> str:

@@ -196,7 +196,7 @@ def _fit(
     net, adam = prepare(network(run, trained=False), run.optim)
     before = _first_filters(net)
     progress = _resume(run, precision, net, adam)
-    facts = {"device": device_name(), "precision": precision, **_task(images)}
+    facts = {"device": device_name(), "precision": precision, **task(images)}
     facts |= _source_reached(run.init)
     try:
         stepped = _train(run, precision, images, net, adam, progress, checkpoint_seconds, tell)
@@ -325,11 +325,15 @@ def _evaluate(
     if not math.isfinite(loss):
         lr = learning_rate(run.optim, progress.step - 1)
         raise NotFinite(f"loss {loss} by step {progress.step} at learning rate {lr:.3g}")
-    auc, error = _auc(valid, scores(net, valid, precision))
-    point = {"step": progress.step, "auc": auc, "auc_se": error, "loss": loss}
+    reached, error = auc(valid, scores(net, valid, precision))
+    point = {"step": progress.step, "auc": reached, "auc_se": error, "loss": loss}
     progress.curve.append(point)
     log.info(
-        "step %d of %d: loss %.4f, validation AUC %.4f", progress.step, run.optim.steps, loss, auc
+        "step %d of %d: loss %.4f, validation AUC %.4f",
+        progress.step,
+        run.optim.steps,
+        loss,
+        reached,
     )
 
 
@@ -442,12 +446,12 @@ def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"] = lr
 
 
-def _auc(images: xr.Dataset, probabilities: np.ndarray) -> tuple[float, float]:
+def auc(images: xr.Dataset, probabilities: np.ndarray) -> tuple[float, float]:
     """AUC and its standard error, images of a patient being a cluster."""
     given = images["target"].values, probabilities, images.attrs.get("positive_from")
     asked, said = metrics.binary(*given)
     placed = metrics.placements(asked, said)
-    return metrics.auc(*given), metrics.patients_error(asked, placed, images["patient"].values)[0]
+    return metrics.auc(*given), metrics.patients_error(asked, placed, images["patient"].values)
 
 
 # --- what is kept ----------------------------------------------------------------------------
@@ -455,23 +459,33 @@ def _auc(images: xr.Dataset, probabilities: np.ndarray) -> tuple[float, float]:
 
 def _tested(net: nn.Module, images: xr.Dataset, precision: str) -> xr.Dataset:
     """What the network says of validation and test images; the one time that the test split is
-    read. Patients are numbered in the order in which they appear: no name of theirs is kept."""
-    kept: dict = {}
-    for split in ("valid", "test"):
-        part = data.split_of(images, split)
-        dims = (f"{split}_image", "finding")[: part["target"].ndim]
-        said = metrics.logits(logits(net, part, precision).numpy(), images.attrs["task"])
-        kept[f"{split}_logit"] = ((f"{split}_image", "logit"), said)
-        kept[f"{split}_target"] = (dims, part["target"].values)
-        kept[f"{split}_patient"] = (dims[0], pd.factorize(part["patient"].values)[0].astype("i4"))
-    found = xr.Dataset(kept, attrs=_task(images))
+    read."""
+
+    def said(split: str) -> np.ndarray:
+        found = logits(net, data.split_of(images, split), precision)
+        return metrics.logits(found.numpy(), images.attrs["task"])
+
+    found = kept(images, said)
     if images.attrs["outputs"] <= SCORED:
         return found
     scored = metrics.scored(found)
     return scored[[name for name in scored if not scored[name].dims]]
 
 
-def _task(images: xr.Dataset) -> dict:
+def kept(images: xr.Dataset, said: Callable[[str], np.ndarray]) -> xr.Dataset:
+    """What is `said` of a split, as `metrics.logits`, with its targets and patients. These are
+    numbered in the order in which they appear: no name of theirs is kept."""
+    found: dict = {}
+    for split in ("valid", "test"):
+        part = data.split_of(images, split)
+        dims = (f"{split}_image", "finding")[: part["target"].ndim]
+        found[f"{split}_logit"] = ((f"{split}_image", "logit"), said(split))
+        found[f"{split}_target"] = (dims, part["target"].values)
+        found[f"{split}_patient"] = (dims[0], pd.factorize(part["patient"].values)[0].astype("i4"))
+    return xr.Dataset(found, attrs=task(images))
+
+
+def task(images: xr.Dataset) -> dict:
     """What a task's scores mean, and how many images taught."""
     told = {n: images.attrs[n] for n in ("task", "positive_from", "names", "lossy")
             if n in images.attrs}  # fmt: skip

@@ -110,7 +110,7 @@ def _summary(crew: Crew, out: Path) -> str:
     left = sum(not isinstance(task, config.Data) for task in ahead)
     more = f"; {left} left, with which the same command goes on" if left else ""
     facts = outbox.held(out).values()
-    kept = sum(told["kind"] in ("Run", "Comparison") for told in facts)
+    kept = sum(told["kind"] in records.COMPUTED for told in facts)
     return f"{crew.done} finished, {kept} kept in {out}{more}"
 
 
@@ -169,7 +169,7 @@ def _unpack(place: Path, entries: list[box.Entry], out: Path, say: Say) -> dict[
     for folder in [*(place / "sources").glob("*"), out]:
         box.bring_weights(folder)
     _check_precision(out)
-    held = {told["key"] for told in facts if told["kind"] in ("Run", "Comparison")}
+    held = {told["key"] for told in facts if told["kind"] in records.COMPUTED}
     for entry in entries:  # finished before a call was killed
         if entry.spec.key not in held and _whole(entry.spec):
             _deposit(entries, out, say, entry.spec)
@@ -217,7 +217,7 @@ def _weights(tasks: Iterable[Task]) -> Iterator[str]:
     """Names of the pretrained weights that runs, also those of comparisons, start from."""
     for task in tasks:
         for run in task.runs if isinstance(task, config.Comparison) else (task,):
-            if isinstance(run, config.Run) and isinstance(run.init.source, str):
+            if not isinstance(run, config.Data) and isinstance(run.init.source, str):
                 yield run.init.source
 
 
@@ -250,5 +250,5 @@ def _deposit(entries: list[box.Entry], out: Path, say: Say, spec: config.Spec) -
 
 
 def _is_source(spec: config.Spec, entries: list[box.Entry]) -> bool:
-    starts = (e.spec.init.source for e in entries if isinstance(e.spec, config.Run))
+    starts = (getattr(e.spec, "init", config.Init()).source for e in entries)
     return any(isinstance(source, config.Run) and source.key == spec.key for source in starts)
