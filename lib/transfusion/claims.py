@@ -369,17 +369,20 @@ def table(
     `names` are those asked, by default all.
     """
     rows: dict[str, Finding] = {}
+    not_asked = set()
     for name in names or CLAIMS:
         claim = CLAIMS[name]
         try:
             told = (found or {}).get(name) or decide(name, studies.results(study, claim.chapter))
         except FileNotFoundError:
             continue
-        if told is not NOTHING:
+        if told is NOTHING:
+            not_asked.add(name)
+        else:
             rows[name] = told
     there = {claim.chapter for claim in CLAIMS.values()} & set(_chapters(study))
     asked = [n for n in names or CLAIMS if n in rows or CLAIMS[n].chapter in there]
-    return corrected(rows, asked)
+    return corrected(rows, [name for name in asked if name not in not_asked])
 
 
 def _chapters(study: str) -> list[str]:

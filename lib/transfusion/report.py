@@ -13,7 +13,7 @@ import pandas as pd
 import xarray as xr
 from IPython.display import HTML
 
-from transfusion import claims, effects, figures, metrics, paper, representations, studies
+from transfusion import claims, effects, figures, metrics, paper, records, representations, studies
 
 # --- claims ----------------------------------------------------------------------------------
 
@@ -78,7 +78,8 @@ def claims_table(columns: Iterable[str], main: str) -> HTML:
         for study, table in tables.items():
             page = f"{'' if study == main else f'{study}/'}{claim.chapter}.html"
             told = _told(table.loc[name], page) if name in table.index else ""
-            if not told and _is_to_come(study, claim.chapter):
+            asked = name != "findings" or _has_findings(study)
+            if not told and asked and _is_to_come(study, claim.chapter):
                 told = _to_come(page)
             cells += f"<td>{told or '–'}</td>"
         rows.append(f"<tr>{cells}</tr>")
@@ -87,6 +88,11 @@ def claims_table(columns: Iterable[str], main: str) -> HTML:
         f'<div class="claims"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def _has_findings(study: str) -> bool:
+    """Whether a study's task has several, by what is recorded of it."""
+    return any(facts.get("task") == "findings" for facts in records.facts(study).values())
 
 
 def _is_to_come(study: str, chapter: str) -> bool:
