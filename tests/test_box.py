@@ -331,6 +331,18 @@ def test_records_of_another_clone_come_by_merge(study, tmp_path, tiny_run):
     assert records.is_whole(store.records_folder("made_up"), tiny_run().key)
 
 
+def test_what_records_share_comes_along_though_its_name_is_a_later_one(study, tmp_path, tiny_run):
+    """`task-...` and `start-...` come after every key."""
+    run = tiny_run()
+    clone = tmp_path / "clone"
+    for record in records.made_of("made_up", run, train.fit(run)):
+        records.append(clone, record)
+    found = box.merge([clone])
+    assert found.added == [run.key] and not found.refused
+    kept = records.whole(store.records_folder("made_up"), run.key)
+    assert "test_target" in kept and "first_before" in kept
+
+
 # --- images, weights, sizes ------------------------------------------------------------------
 
 
