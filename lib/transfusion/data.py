@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 from transfusion import config, store, synthetic
 
 SPLITS = ("train", "valid", "test")
+FOLD = 1000  # seeds between two folds of a drawn set: more than anybody repeats
 SYNTHETIC: dict[str, tuple[Callable, dict]] = {
     "fundus": (synthetic.fundus, {"task": "grades", "outputs": 5, "positive_from": 2}),
     "cxr": (synthetic.cxr, {"task": "findings", "outputs": 5, "names": list(synthetic.FINDINGS)}),
@@ -150,7 +151,7 @@ def _generate(spec: config.Data) -> xr.Dataset:
     make, attrs = SYNTHETIC[spec.name]
     parts = []
     for number, split in enumerate(SPLITS):
-        seed = 3 * (spec.seed + spec.fold) + number
+        seed = 3 * (spec.seed + FOLD * spec.fold) + number
         image, target, patient = make(getattr(spec, split), spec.size, seed)
         parts.append(dataset(image, target, patient, np.full(len(image), split), attrs))
         parts[-1]["patient"] = parts[-1]["patient"].astype(str).str.cat(f"-{split}")
