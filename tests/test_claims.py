@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 from scipy import stats
-from transfusion import claims, effects, metrics, paper, representations
+from transfusion import claims, contrasts, effects, metrics, paper, representations
 from transfusion.claims import CLAIMS, Claim, Finding
 
 from . import made_up
@@ -265,7 +265,7 @@ def test_what_chance_has_dealt_does_not_hold(name, rng, all_learned):
     if name == "representations":
         results = made_up.similarity([0, 0.05], before=[0.05, 0])
     times = 12 if "pair" in results.dims else 20  # comparisons take longer
-    dealt = [effects.decide(measure(deal(results, rng))).verdict for _ in range(times)]
+    dealt = [contrasts.decide(measure(deal(results, rng))).verdict for _ in range(times)]
     assert made_up.at_most_one_in_twenty([verdict == "holds" for verdict in dealt])
     assert "inconclusive" in dealt
 
@@ -468,7 +468,7 @@ def study(monkeypatch):
             for name, result in found.items()
         }
         monkeypatch.setattr(claims, "CLAIMS", made)
-        monkeypatch.setattr(claims.effects, "rates", lambda results: {None: results})
+        monkeypatch.setattr(claims.contrasts, "rates", lambda results: {None: results})
         return claims.table("any")
 
     return table

@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 from sklearn.metrics import roc_auc_score
-from transfusion import effects, metrics, representations
+from transfusion import contrasts, effects, metrics, representations, tuning
 
 from . import made_up
 from .made_up import (
@@ -58,7 +58,7 @@ def sizes(said):
 
 def decided(effect):
     """Verdict and p of each row as if all its networks had learned."""
-    return effects.table(effect._replace(testable=set(effect.rows)))
+    return contrasts.table(effect._replace(testable=set(effect.rows)))
 
 
 # --- sums of arms ----------------------------------------------------------------------------
@@ -66,11 +66,11 @@ def decided(effect):
 
 def test_gains_are_paired_differences_in_points():
     results = performance([0.02, -0.03], noise=0.01)
-    table = effects.table(effects.gains(results))
+    table = contrasts.table(effects.gains(results))
     by_hand = 100 * (results.test_auc[:, 1] - results.test_auc[:, 0]).mean(["fold", "seed"])
     np.testing.assert_allclose(table["gain"], by_hand)
     assert (table["n"] == RUNS).all() and (table["patients"] == FOLDS * made_up.PATIENTS).all()
-    assert effects.contrast(effects.gains(results)).mean == pytest.approx(float(by_hand.mean()))
+    assert contrasts.contrast(effects.gains(results)).mean == pytest.approx(float(by_hand.mean()))
 
 
 def test_the_contrast_of_scores_is_that_of_sklearns_aucs():
@@ -81,8 +81,8 @@ def test_the_contrast_of_scores_is_that_of_sklearns_aucs():
         auc[place] = roc_auc_score(target[place[2]], score.values[place])
     gain = 100 * (auc[:, 1] - auc[:, 0]).mean((1, 2))
     effect = effects.gains(made_up.collected(images))
-    np.testing.assert_allclose(effects.table(effect)["gain"], gain)
-    assert effects.contrast(effect).mean == pytest.approx(gain.mean())
+    np.testing.assert_allclose(contrasts.table(effect)["gain"], gain)
+    assert contrasts.contrast(effect).mean == pytest.approx(gain.mean())
 
 
 def within(values):
@@ -125,11 +125,11 @@ MEASURES = {
 @pytest.mark.parametrize("name", MEASURES)
 def test_patients_part_is_what_leaving_each_out_gives(name, left_out, all_learned):
     """Of the very contrast, whatever arms, findings and numbers of images it is a sum of."""
-    all_, *lost = [effects.mean(MEASURES[name](r).rows.values()) for r in left_out]
-    found, patients = effects.combined(all_), len(lost)
-    spread = np.var([effects._summed(arms)[0].mean(1) for arms in lost], axis=0)
+    all_, *lost = [contrasts.mean(MEASURES[name](r).rows.values()) for r in left_out]
+    found, patients = contrasts.combined(all_), len(lost)
+    spread = np.var([contrasts._summed(arms)[0].mean(1) for arms in lost], axis=0)
     expected = (patients - 1) * spread.sum() / FOLDS**2
-    assert found.se**2 - within(effects._summed(all_)[0]) == pytest.approx(expected, rel=0.15)
+    assert found.se**2 - within(contrasts._summed(all_)[0]) == pytest.approx(expected, rel=0.15)
     assert found.patients == FOLDS * patients
 
 
@@ -144,7 +144,7 @@ def test_with_one_training_a_fold_the_excess_between_folds_is_that_of_training()
     shared = (parts**2).sum(1).mean() * patients / (patients - 1) / FOLDS
     between = gains.var(ddof=1) / FOLDS
     assert between > shared
-    found = effects.combined(arms)
+    found = contrasts.combined(arms)
     assert found.mean == pytest.approx(gains.mean()) and found.se**2 == pytest.approx(between)
     equal = (parts**2).sum() ** 2 / (parts**4).sum()
     freedom = between**2 / (shared**2 / equal + between**2 / (FOLDS - 1))
@@ -156,7 +156,7 @@ def test_with_one_training_a_fold_the_excess_between_folds_is_that_of_training()
 def test_folds_that_agree_more_than_their_patients_leave_the_patients_part():
     results = performance([0.02, 0.02], noise=0.01, seeds=1)
     results["test_auc"] = results["test_auc"].mean("fold") + 0 * results["test_auc"]
-    found = effects.combined(effects.gain(results, LARGE))
+    found = contrasts.combined(effects.gain(results, LARGE))
     # Two independent arms, of an error of a point in each of five folds.
     parts = 100 * results["influence"].sel(model=LARGE)
     total = metrics.patients_variance((parts[1] - parts[0]).values, made_up.PATIENTS)
@@ -170,20 +170,20 @@ def test_without_scores_the_interval_is_students_over_folds():
         gains = auc.sel(init="transfer") - auc.sel(init="random")
         found = stats.ttest_1samp(gains, 0)
         assert ends(row) == pytest.approx(tuple(found.confidence_interval()))
-        assert effects.above(effects.as_interval(row, "gain")).p == pytest.approx(found.pvalue)
+        assert contrasts.above(contrasts.as_interval(row, "gain")).p == pytest.approx(found.pvalue)
 
 
 def test_on_one_fold_it_is_students_over_repetitions():
     results = performance(0.02, noise=0.02, folds=1, seeds=5).drop_vars("influence")
     row = decided(effects.gains(results)).loc[LARGE]
     random, transfer = (
-        100 * results.test_auc.sel(model=LARGE, init=i).values.ravel() for i in effects.BOTH
+        100 * results.test_auc.sel(model=LARGE, init=i).values.ravel() for i in contrasts.BOTH
     )
     expected = stats.ttest_rel(transfer, random).confidence_interval()
     assert ends(row) == pytest.approx(tuple(expected))
 
 
-@pytest.mark.parametrize("init", effects.BOTH)
+@pytest.mark.parametrize("init", contrasts.BOTH)
 def test_a_failed_run_counts_in_no_pair(init):
     images = said(("edema",), seeds=3)
     results = made_up.collected(images)
@@ -216,9 +216,9 @@ def test_too_few_patients_decide_nothing():
 def test_nets_that_share_their_images_are_compared_more_sharply():
     """The paired interval of a difference is narrower than what two arms apart would give."""
     results = films(("edema",), noise=0.1)
-    found = effects.combined(effects.gain(results, LARGE))
-    apart = [effects.combined([(100, effects.arm(results, model=LARGE, init=i))])
-             for i in effects.BOTH]  # fmt: skip
+    found = contrasts.combined(effects.gain(results, LARGE))
+    apart = [contrasts.combined([(100, contrasts.arm(results, model=LARGE, init=i))])
+             for i in contrasts.BOTH]  # fmt: skip
     assert found.se < 0.5 * np.hypot(*(one.se for one in apart))
 
 
@@ -231,15 +231,15 @@ def test_nets_that_share_their_images_are_compared_more_sharply():
     ],
 )
 def test_gains_come_out_with_each_verdict(gain, noise, verdicts):
-    table = effects.table(effects.gains(performance([gain, gain], noise)))
+    table = contrasts.table(effects.gains(performance([gain, gain], noise)))
     assert table["verdict"].tolist() == verdicts
     assert ((table["p"] < metrics.LEVEL) == (table["verdict"] != "inconclusive")).all()
 
 
 def test_keeping_up_is_not_being_worse():
-    table = effects.table(effects.keeping_up(performance([0.0, 0.05])))
+    table = contrasts.table(effects.keeping_up(performance([0.0, 0.05])))
     assert table.loc[("cbr_tiny", "random"), "verdict"] == "holds"
-    better = effects.table(effects.keeping_up(made_up.keeping_up(0.05, -0.05)))
+    better = contrasts.table(effects.keeping_up(made_up.keeping_up(0.05, -0.05)))
     assert better["verdict"].tolist() == ["holds", "differs"]
 
 
@@ -250,7 +250,7 @@ def test_inception_is_not_a_small_network():
 
 
 def test_fine_tuning_is_set_against_each_networks_own_features():
-    table = effects.table(effects.fine_tuning(made_up.frozen([0.05, -0.03])))
+    table = contrasts.table(effects.fine_tuning(made_up.frozen([0.05, -0.03])))
     assert table["difference"].tolist() == pytest.approx([5, -3], abs=0.2)
     assert table["verdict"].tolist() == ["holds", "differs"]
     assert effects.fine_tuning(performance(0.0)).rows == {}
@@ -273,7 +273,7 @@ def test_findings_are_told_apart_by_p_for_their_number():
 
 def test_the_sign_of_a_finding_is_the_papers():
     results = films((*FINDINGS, "atelectasis", "Pleural Effusion"))
-    table = effects.table(effects.findings(results))
+    table = contrasts.table(effects.findings(results))
     expected = ["holds", "holds", "differs", "differs", "holds"]  # all gain; two should lose
     assert table["verdict"].tolist() == expected and "atelectasis" not in table.index
     by_model = effects.finding_gains(results)["gain"].groupby("finding").mean()
@@ -288,11 +288,11 @@ def test_a_task_without_findings_has_no_gains_of_findings():
 
 def test_findings_are_a_mean_over_networks_that_have_learned():
     results = ignorant(films(), model="cbr_tiny")
-    table = effects.table(effects.findings(results)).iloc[:, 0]
+    table = contrasts.table(effects.findings(results)).iloc[:, 0]
     large = effects.finding_gains(results)["gain"][LARGE]
     np.testing.assert_allclose(table, [1, 1, -1, -1] * large[table.index])
     none = effects.findings(ignorant(films()))
-    assert len(none.rows) == 4 and effects.contrast(none) is None
+    assert len(none.rows) == 4 and contrasts.contrast(none) is None
 
 
 # --- the gate --------------------------------------------------------------------------------
@@ -300,26 +300,26 @@ def test_findings_are_a_mean_over_networks_that_have_learned():
 
 def test_an_arm_has_learned_where_it_is_above_both_baselines():
     results = performance([0.0, 0.05])
-    every = {(m, i) for m in ("cbr_tiny", LARGE) for i in effects.BOTH}
-    assert effects.learned(results) == every
-    assert effects.learned(ignorant(results)) == set()
-    assert effects.learned(ignorant(results, model=LARGE, init="random")) == every - {
+    every = {(m, i) for m in ("cbr_tiny", LARGE) for i in contrasts.BOTH}
+    assert contrasts.learned(results) == every
+    assert contrasts.learned(ignorant(results)) == set()
+    assert contrasts.learned(ignorant(results, model=LARGE, init="random")) == every - {
         (LARGE, "random")
     }
-    for name in effects.SIMPLE:
+    for name in contrasts.SIMPLE:
         one = results["baseline_auc"].where(results.baseline != name, 0.82)
-        assert effects.learned(results.assign(baseline_auc=one)) == {(LARGE, "transfer")}
+        assert contrasts.learned(results.assign(baseline_auc=one)) == {(LARGE, "transfer")}
 
 
-@pytest.mark.parametrize("lack", [*effects.SIMPLE, "both"])
+@pytest.mark.parametrize("lack", [*contrasts.SIMPLE, "both"])
 def test_where_a_baseline_is_missing_nothing_is_known_to_have_learned(lack):
     results = performance(0.0)
     lost = [n for n in results.data_vars if n.startswith("baseline")]
     left = results.drop_vars([*lost, "baseline"]) if lack == "both" else results.drop_sel(
         baseline=lack
     )  # fmt: skip
-    assert effects.learned(left) == set()
-    assert effects.decide(effects.gains(left)) == ("not testable", 1)
+    assert contrasts.learned(left) == set()
+    assert contrasts.decide(effects.gains(left)) == ("not testable", 1)
 
 
 def test_an_arm_above_a_baseline_by_its_mean_alone_has_not_learned():
@@ -329,32 +329,32 @@ def test_an_arm_above_a_baseline_by_its_mean_alone_has_not_learned():
         )
         for noise in (0.001, 0.05)
     )
-    rows = [effects.levels(results).loc[(LARGE, "random")] for results in (clear, vague)]
+    rows = [contrasts.levels(results).loc[(LARGE, "random")] for results in (clear, vague)]
     assert [row["above statistics"] for row in rows] == pytest.approx([2, 2])
     assert rows[0]["learned"] and rows[0]["above statistics from"] > 0
     assert not rows[1]["learned"] and rows[1]["above statistics from"] < 0
 
 
 def test_levels_are_means_in_percent_and_lie_within_their_intervals():
-    table = effects.levels(performance([0.1, 0.15], noise=0.02))
+    table = contrasts.levels(performance([0.1, 0.15], noise=0.02))
     assert table["AUC"].tolist() == pytest.approx([80, 90, 80, 95])
     assert ((table["low"] < table["AUC"]) & (table["AUC"] < table["high"])).all()
     above, below = table["high"] - table["AUC"], table["AUC"] - table["low"]
     assert (above < below).all()  # on log odds
-    base = effects.baseline_levels(made_up.frozen([0.05, 0.05]))
-    assert list(base.index)[:2] == [("", name) for name in effects.SIMPLE]
+    base = contrasts.baseline_levels(made_up.frozen([0.05, 0.05]))
+    assert list(base.index)[:2] == [("", name) for name in contrasts.SIMPLE]
     assert set(base.index[2:]) == {(m, f"probe:{i}") for m in ("cbr_small", LARGE)
-                                   for i in effects.BOTH}  # fmt: skip
+                                   for i in contrasts.BOTH}  # fmt: skip
 
 
 def test_a_network_that_has_not_learned_leaves_the_contrast():
     results = performance([0.0, 0.05])
     whole = effects.gains(results)
-    assert effects.contrast(whole).mean == pytest.approx(2.5)
+    assert contrasts.contrast(whole).mean == pytest.approx(2.5)
     lost = effects.shrinking(ignorant(two_sizes(), model="cbr_tiny"))
-    assert lost.testable == {("cbr_small",), (LARGE,)} and len(effects.table(lost)) == 3
-    assert effects.contrast(lost).mean == pytest.approx(-2)
-    table = effects.table(lost)
+    assert lost.testable == {("cbr_small",), (LARGE,)} and len(contrasts.table(lost)) == 3
+    assert contrasts.contrast(lost).mean == pytest.approx(-2)
+    table = contrasts.table(lost)
     assert table.loc["cbr_tiny", "verdict"] == "not testable" and table.loc["cbr_tiny", "p"] == 1
 
 
@@ -363,10 +363,10 @@ def two_sizes():
 
 
 def test_no_difference_takes_all_compared_arms_and_a_difference_one():
-    for init in effects.BOTH:
+    for init in contrasts.BOTH:
         lost = ignorant(performance([0.0, 0.0]), model=LARGE, init=init)
         assert effects.gains(lost).testable == {("cbr_tiny",)}
-        assert effects.keeping_up(lost).testable == {("cbr_tiny", i) for i in effects.BOTH
+        assert effects.keeping_up(lost).testable == {("cbr_tiny", i) for i in contrasts.BOTH
                                                      if i != init}  # fmt: skip
         lost = ignorant(two_sizes(), model=LARGE, init=init)
         assert (LARGE,) in effects.shrinking(lost).testable
@@ -376,7 +376,7 @@ def test_no_difference_takes_all_compared_arms_and_a_difference_one():
 def test_large_against_small_takes_a_large_one():
     lost = ignorant(two_sizes(), model=LARGE)
     assert effects.little_data(lost).testable == set()
-    assert effects.decide(effects.keeping_up(lost.isel(train_images=0))).verdict == "not testable"
+    assert contrasts.decide(effects.keeping_up(lost.isel(train_images=0))).verdict == "not testable"
     assert effects.little_data(ignorant(two_sizes(), model="cbr_tiny")).testable == {("cbr_small",)}
 
 
@@ -394,37 +394,41 @@ def test_a_claim_on_speed_is_gated_by_the_test_auc_of_the_same_runs():
 
 def test_the_contrast_is_decided_by_itself_and_rows_are_counted_beside():
     effect = effects.gains(performance([0.0, 0.05]))
-    assert effects.decide(effect).verdict == "differs"
-    assert effects.tally(effect) == (1, 1, 2)
+    assert contrasts.decide(effect).verdict == "differs"
+    assert contrasts.tally(effect) == (1, 1, 2)
     cancelling = effects.gains(performance([0.03, -0.03]))
-    assert effects.decide(cancelling).verdict == "holds" and effects.tally(cancelling) == (0, 2, 2)
+    assert contrasts.decide(cancelling).verdict == "holds" and contrasts.tally(cancelling) == (
+        0,
+        2,
+        2,
+    )
 
 
 def test_the_interval_of_the_contrast_is_that_of_the_mean_in_each_fold():
     results = made_up.ahead(0.05, 0.02, noise=0.02)
     area = effects.area(results).mean("seed")
     values = (area.sel(init="mean_var") - area.sel(init="batch_norm")).mean("model")
-    found = effects.contrast(effects.scale_alone(results))
+    found = contrasts.contrast(effects.scale_alone(results))
     expected = stats.ttest_1samp(values, 0)
     assert ends(found._asdict()) == pytest.approx(tuple(expected.confidence_interval()))
-    assert effects.decide(effects.scale_alone(results)).p == pytest.approx(expected.pvalue)
+    assert contrasts.decide(effects.scale_alone(results)).p == pytest.approx(expected.pvalue)
 
 
 def test_nothing_testable_is_no_number():
     effect = effects.gains(ignorant(performance([0.0, 0.0])))
-    assert effects.contrast(effect) is None and len(effects.table(effect)) == 2
-    assert effects.decide(effect) == ("not testable", 1)
+    assert contrasts.contrast(effect) is None and len(contrasts.table(effect)) == 2
+    assert contrasts.decide(effect) == ("not testable", 1)
 
 
 def test_without_a_fold_the_rest_speak():
     results = performance([0.0, 0.02], noise=0.01)
-    left = effects.without_fold(effects.gains(results), 1)
+    left = contrasts.without_fold(effects.gains(results), 1)
     rest = results.sel(fold=results.fold != 1)
-    expected = effects.contrast(effects.gains(rest))
-    assert effects.contrast(left) == pytest.approx(expected)
+    expected = contrasts.contrast(effects.gains(rest))
+    assert contrasts.contrast(left) == pytest.approx(expected)
     assert expected.n == RUNS - SEEDS and expected.patients == (FOLDS - 1) * made_up.PATIENTS
-    assert effects.without_fold(effects.gains(results.isel(fold=[0, 1])), 1) is None
-    assert effects.without_fold(effects.gains(results.isel(fold=[0])), 1) is None
+    assert contrasts.without_fold(effects.gains(results.isel(fold=[0, 1])), 1) is None
+    assert contrasts.without_fold(effects.gains(results.isel(fold=[0])), 1) is None
 
 
 @pytest.mark.parametrize(
@@ -440,7 +444,7 @@ def test_what_makes_no_difference_hangs_on_the_error_that_is_left():
     for random, verdict in ((0.9, "holds"), (0.985, "differs")):
         means = {(LARGE, "random"): random, (LARGE, "transfer"): random + 0.006}
         effect = effects.gains(trained(means, noise=0.0005))
-        assert effects.decide(effect).verdict == verdict
+        assert contrasts.decide(effect).verdict == verdict
 
 
 @pytest.mark.parametrize("n", [4, 16, 40])
@@ -483,21 +487,21 @@ def rates():
 
 def test_the_best_rate_is_that_of_the_best_last_validation_auc():
     results = rates()
-    assert effects.best_rates(results) == {"cbr_tiny random": 0.01, "cbr_tiny transfer": 0.001}
+    assert tuning.best_rates(results) == {"cbr_tiny random": 0.01, "cbr_tiny transfer": 0.001}
     peaked = results["auc"] + 0.5 * (results.lr == 0.1) * (results.step == 20)
-    assert effects.best_rates(results.assign(auc=peaked.transpose(*results["auc"].dims))) == (
-        effects.best_rates(results)
+    assert tuning.best_rates(results.assign(auc=peaked.transpose(*results["auc"].dims))) == (
+        tuning.best_rates(results)
     )
 
 
 def test_a_rate_at_which_a_run_failed_is_none():
     lost = failed(rates(), init="random", lr=0.01, seed=1)
-    assert effects.best_rates(lost)["cbr_tiny random"] == 0.001
+    assert tuning.best_rates(lost)["cbr_tiny random"] == 0.001
 
 
 def test_where_the_best_rate_lies_at_an_end_the_grid_must_grow():
-    assert effects.at_an_end(rates()) == ["cbr_tiny transfer"]
-    assert effects.at_an_end(rates().sel(lr=[0.01, 0.1])) == [
+    assert tuning.at_an_end(rates()) == ["cbr_tiny transfer"]
+    assert tuning.at_an_end(rates().sel(lr=[0.01, 0.1])) == [
         "cbr_tiny random", "cbr_tiny transfer"
     ]  # fmt: skip
 
@@ -507,7 +511,7 @@ def test_where_the_best_rate_lies_at_an_end_the_grid_must_grow():
 
 def test_slopes_are_points_a_doubling(all_learned):
     results = made_up.small_data({100: [0.04] * 3, 200: [0.03] * 3, 400: [0.02] * 3}, noise=0)
-    table = effects.table(effects.shrinking(results))
+    table = contrasts.table(effects.shrinking(results))
     np.testing.assert_allclose(table["slope"], -1, atol=1e-9)
     uneven = made_up.small_data({100: [0.05, 0, 0.01], 300: [0.02, 0, 0.04], 450: [0, 0.01, 0]})
     gains = effects.gains_by_size(uneven)["gain"]
@@ -520,14 +524,14 @@ def test_slopes_are_points_a_doubling(all_learned):
 def test_a_size_at_which_a_network_never_ended_is_left_out_of_its_slope(all_learned):
     some = made_up.small_data({100: [0.04] * 3, 200: [0.5] * 3, 400: [0.02] * 3})
     lost = failed(some, train_images=200, model="cbr_tiny", init="transfer")
-    table = effects.table(effects.shrinking(lost))
+    table = contrasts.table(effects.shrinking(lost))
     assert table.loc["cbr_tiny", "slope"] == pytest.approx(-1) and len(table) == 3
 
 
 def test_with_little_data_gains_are_set_against_each_other(all_learned):
     results = made_up.small_data({100: [0.01, 0.02, 0.05], 400: [0, 0, 0]}, noise=0)
     for images, expected in ((None, [4, 3]), (100, [4, 3]), (400, [0, 0])):
-        table = effects.table(effects.little_data(results, images))
+        table = contrasts.table(effects.little_data(results, images))
         assert table["difference"].tolist() == pytest.approx(expected, abs=1e-9)
 
 
@@ -560,7 +564,7 @@ def test_speedup_is_the_ratio_of_steps():
     assert row["level"] == pytest.approx(0.86) and row["never"] == 0
     assert row["speed-up"] == pytest.approx(3, rel=1e-6) and row["verdict"] == "holds"
     assert effects.speedups(curves(100, 300)).iloc[0]["verdict"] == "differs"
-    assert effects.contrast(effects.scaling(curves(300, 100))).mean == pytest.approx(np.log2(3))
+    assert contrasts.contrast(effects.scaling(curves(300, 100))).mean == pytest.approx(np.log2(3))
 
 
 def test_the_interval_of_a_speedup_is_students_over_folds():
@@ -597,10 +601,10 @@ def test_scaling_is_undecided_where_mean_var_never_arrives():
     results = made_up.two((300, 100), (300, 100))
     hit = (results.model == LARGE) & (results.init == "mean_var") & (results.fold == 0)
     late = results.assign(auc=results["auc"].where(~hit, 0.6).transpose(*results["auc"].dims))
-    assert effects.decide(effects.scaling(results)).verdict == "holds"
-    assert effects.decide(effects.scaling(late)) == ("inconclusive", 1)
+    assert contrasts.decide(effects.scaling(results)).verdict == "holds"
+    assert contrasts.decide(effects.scaling(late)) == ("inconclusive", 1)
     # A network that has not learned is not asked how fast it does.
-    assert effects.decide(effects.scaling(ignorant(late, model=LARGE))).verdict == "holds"
+    assert contrasts.decide(effects.scaling(ignorant(late, model=LARGE))).verdict == "holds"
 
 
 def test_a_failed_run_is_not_one_that_never_arrives():
@@ -629,7 +633,7 @@ def test_each_block_adds_to_those_below_it(all_learned):
     results = made_up.blockwise([[0.06, 0.02, 0.01], [0.03, 0.02, 0.01]], suffix=0.02, noise=0)
     np.testing.assert_allclose(effects.marginal(results)["added"], [6, 2, 1, 3, 2, 1])
     first, low = (
-        effects.table(f(results)) for f in (effects.first_block, effects.low_against_many)
+        contrasts.table(f(results)) for f in (effects.first_block, effects.low_against_many)
     )
     np.testing.assert_allclose(first["difference"], [6 - 1.5, 3 - 1.5])
     np.testing.assert_allclose(low["difference"], [4, 1])
@@ -647,12 +651,12 @@ def test_a_network_without_cuts_adds_everything_at_once(all_learned):
 
 def test_slim_and_gabors_are_set_against_each_of_the_others(all_learned):
     results = made_up.hybrids((0.02, 0.01, 0.05), gabor=(0.03, 0.04), noise=0)
-    np.testing.assert_allclose(effects.table(effects.slim(results))["difference"], [-2])
+    np.testing.assert_allclose(contrasts.table(effects.slim(results))["difference"], [-2])
     np.testing.assert_allclose(effects.slim_beside(results)["difference"], [-2, -1, 5])
     table = effects.gabors_beside(results)["difference"]
     np.testing.assert_allclose(table["cbr_tiny"], [-3, 2, 7])
     np.testing.assert_allclose(table[LARGE], [-4, 1, 6])
-    own = effects.table(effects.synthetic_gabors(results))
+    own = contrasts.table(effects.synthetic_gabors(results))
     assert own["difference"].to_dict() == pytest.approx({"cbr_tiny": -3, LARGE: -4})
     assert own["verdict"].tolist() == ["differs", "differs"]
 
@@ -663,7 +667,7 @@ def test_slim_and_gabors_are_set_against_each_of_the_others(all_learned):
 def test_another_recipe_is_the_difference_of_the_mean_gains():
     results = made_up.robustness({"own": [0, 0.04], "wide": [0.02, 0.03], "slow": [0, 0.04]})
     effect = effects.any_recipe(results, "own", ["wide", "slow"])
-    table = effects.table(effect)
+    table = contrasts.table(effect)
     assert table["difference"].tolist() == pytest.approx([0.5, 0], abs=1e-9)
     lost = results["test_auc"].where((results.variant != "own") | (results.model != LARGE), 0.5)
     lost = results.assign(test_auc=lost.transpose(*results["test_auc"].dims))
@@ -672,12 +676,12 @@ def test_another_recipe_is_the_difference_of_the_mean_gains():
 
 def test_equal_rates_are_told_one_below_the_other(all_learned):
     results = made_up.at_rates(performance(0.02, noise=0), performance(0.03, noise=0))
-    assert list(effects.rates(results)) == [0.0003, 0.001]
-    table = effects.by_rate(effects.gains, results)
+    assert list(contrasts.rates(results)) == [0.0003, 0.001]
+    table = contrasts.by_rate(effects.gains, results)
     assert table.index.names == ["lr", "model"]
     assert table["gain"].tolist() == pytest.approx([2, 2, 3, 3])
-    assert list(effects.rates(performance(0.02))) == [None]
-    one = effects.by_rate(effects.gains, performance(0.02))
+    assert list(contrasts.rates(performance(0.02))) == [None]
+    one = contrasts.by_rate(effects.gains, performance(0.02))
     assert one.index.names == ["model"]
 
 
@@ -688,7 +692,7 @@ NETS = [f"net{i}" for i in range(50)]
 
 def p_of_no_gain(results):
     return [
-        effects.above(effects.combined(effects.gain(results, model))).p
+        contrasts.above(contrasts.combined(effects.gain(results, model))).p
         for model in results.model.values
     ]
 
@@ -700,7 +704,7 @@ def test_gains_of_nothing_are_seldom_decided(seeds, noise, uneven):
     """Whether networks differ in what they say of single images or in all that they learned."""
     p = []
     for seed in range(2):
-        shifts = {(net, init): [1.0] for net in NETS for init in effects.BOTH}
+        shifts = {(net, init): [1.0] for net in NETS for init in contrasts.BOTH}
         p += p_of_no_gain(
             made_up.scored(shifts, noise=noise, uneven=uneven, seeds=seeds, seed=seed)
         )
@@ -712,7 +716,7 @@ def test_gains_at_the_margin_are_seldom_decided(rng, all_learned):
     drawn = 0.02 * rng.normal(size=results["test_auc"].shape)
     gain = 0.01 * (results.init == "transfer")
     results = results.assign(test_auc=results["test_auc"] + gain + drawn)
-    assert at_most_one_in_twenty(effects.table(effects.gains(results))["p"] < 0.05)
+    assert at_most_one_in_twenty(contrasts.table(effects.gains(results))["p"] < 0.05)
 
 
 def learning(rng, nets):
@@ -730,7 +734,7 @@ def learning(rng, nets):
 def test_areas_of_nothing_are_seldom_decided(rng, all_learned):
     effect = effects.scale_alone(learning(rng, 80))
     assert len(effect.rows) == 80
-    assert at_most_one_in_twenty([effects.above(effects.combined(a)).p < 0.05
+    assert at_most_one_in_twenty([contrasts.above(contrasts.combined(a)).p < 0.05
                                   for a in effect.rows.values()])  # fmt: skip
 
 
@@ -743,7 +747,7 @@ def test_speedups_of_nothing_are_seldom_decided(rng, all_learned):
 def test_networks_like_the_baselines_have_seldom_learned():
     shifts = {(net, "random"): [0.0] for net in NETS}
     results = made_up.scored(shifts, noise=0.3, uneven=0.2)
-    assert at_most_one_in_twenty(effects.levels(results)["learned"])
+    assert at_most_one_in_twenty(contrasts.levels(results)["learned"])
 
 
 # --- what is missing -------------------------------------------------------------------------
@@ -780,17 +784,17 @@ def test_arms_that_never_ran_have_no_rows_and_one_run_decides_nothing(name, all_
     measure, make = OF_RUNS[name]
     results = make()
     whole = measure(results)
-    assert len(whole.rows) and effects.contrast(whole).n > 1
+    assert len(whole.rows) and contrasts.contrast(whole).n > 1
     one = measure(results.isel(fold=[0], seed=[0]))
     assert list(one.rows) == list(whole.rows)
-    assert effects.decide(one).verdict == "inconclusive" and effects.decide(one).p == 1
+    assert contrasts.decide(one).verdict == "inconclusive" and contrasts.decide(one).p == 1
     needed = {"slim": effects.CUT, "synthetic": "gabor", "first block": "transfer"}
     arm = {"init": needed.get(name, results.init.values[-1])}
     rest, absent = measure(failed(results, **arm)), measure(results.drop_sel(**arm))
     # Never asked for is as never done.
-    pd.testing.assert_frame_equal(effects.table(rest), effects.table(absent), check_dtype=False)
+    pd.testing.assert_frame_equal(contrasts.table(rest), contrasts.table(absent), check_dtype=False)
     assert len(rest.rows) < len(whole.rows)
-    nothing = effects.table(measure(failed(results)))
+    nothing = contrasts.table(measure(failed(results)))
     assert nothing.empty and list(nothing.index.names) == list(whole.keys)
     assert {"low", "high", "n", "verdict", "p"} <= set(nothing)
 
@@ -806,7 +810,7 @@ TABLES = {
     "speed by variant": (effects.speedups_by_variant,
                          lambda: made_up.stacked({"a": curves(300, 100)}, "variant")),
     "movements": (representations.movements, layers),
-    "levels": (effects.levels, lambda: performance([0, 0])),
+    "levels": (contrasts.levels, lambda: performance([0, 0])),
 }  # fmt: skip
 
 
@@ -832,16 +836,16 @@ def test_without_a_large_network_there_is_nothing_to_set_others_against(all_lear
 
 def test_a_row_gives_back_its_interval():
     for results in (films(("edema",)), films(("edema",)).drop_vars("influence")):
-        effect = effects.combined(effects.gain(results, LARGE))
-        row = pd.Series(effects.effect_row("gain", effect))
-        assert effects.as_interval(row, "gain") == effect
+        effect = contrasts.combined(effects.gain(results, LARGE))
+        row = pd.Series(contrasts.effect_row("gain", effect))
+        assert contrasts.as_interval(row, "gain") == effect
 
 
 def test_a_number_never_travels_alone():
     one = metrics.Interval(0.44, -0.12, 1, 0.5, 4)
-    assert effects.spread(one, unit=" points") == "+0.4 points [-0.1, +1.0] (n = 4)"
+    assert contrasts.spread(one, unit=" points") == "+0.4 points [-0.1, +1.0] (n = 4)"
     many = one._replace(mean=-0.04, high=0.04, patients=1400)
-    assert effects.spread(many) == "+0.0 [-0.1, +0.0] (n = 4, 1,400 patients)"
+    assert contrasts.spread(many) == "+0.0 [-0.1, +0.0] (n = 4, 1,400 patients)"
     assert effects.ratio(effects.speedups(curves(300, 100)).iloc[0]) == (
         f"3.0 times [3.0, 3.0] (n = {RUNS})"
     )
@@ -851,5 +855,5 @@ def test_below_is_above_turned_round(rng):
     for mean, half in itertools.product((-2, 0, 2), (1, 3)):
         effect = metrics.students(mean, half / 2, 1.0, 10, 9)
         turned = metrics.students(-mean, half / 2, 1.0, 10, 9)
-        assert effects.below(effect) == effects.above(turned)
-        assert effects.equivalent(1.0)(effect) == effects.equivalent(1.0)(turned)
+        assert contrasts.below(effect) == contrasts.above(turned)
+        assert contrasts.equivalent(1.0)(effect) == contrasts.equivalent(1.0)(turned)

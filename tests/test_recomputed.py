@@ -7,7 +7,7 @@ import pytest
 from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.weightstats import DescrStatsW
-from transfusion import effects, experiments, records, store, studies
+from transfusion import contrasts, effects, experiments, records, store, studies
 
 from .conftest import KNOBS, ROOT, collect
 
@@ -96,7 +96,7 @@ def check(results, found):
     for measure, other in ((effects.gains, random), (effects.fine_tuning, frozen)):
         effect = measure(results)
         for model, (mean, error) in recomputed(found, models, tuned, other):
-            ours = effects.combined(effect.rows[(model,)])
+            ours = contrasts.combined(effect.rows[(model,)])
             assert ours.mean == pytest.approx(mean, abs=1e-4)
             assert ours.se == pytest.approx(error, rel=1e-3)
 
@@ -122,7 +122,7 @@ def test_what_scale_alone_does_is_that_of_numpy_and_statsmodels(cache):
             area = np.trapezoid(100 * record.auc.values, steps) / (steps[-1] - steps[0])
             areas[spec.init.name, spec.data.fold] = area
     more = [areas["mean_var", fold] - areas["batch_norm", fold] for fold in range(3)]
-    ours = effects.combined(effects.scale_alone(results).rows[("cbr_tiny",)])
+    ours = contrasts.combined(effects.scale_alone(results).rows[("cbr_tiny",)])
     assert ours.mean == pytest.approx(np.mean(more), abs=1e-4)
     assert (ours.low, ours.high) == pytest.approx(DescrStatsW(more).tconfint_mean(), abs=1e-3)
     assert stats.ttest_1samp(more, 0).df == ours.freedom

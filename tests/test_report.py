@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 from transfusion import (
     claims,
+    contrasts,
     effects,
     figures,
     paper,
@@ -17,6 +18,7 @@ from transfusion import (
     simulation,
     store,
     studies,
+    tuning,
 )
 
 from . import made_up
@@ -59,7 +61,7 @@ def test_verdicts_in_words():
 
 
 def test_tables_show_interval_and_n():
-    table = effects.table(effects.gains(performance([0.0, 0.0])))
+    table = contrasts.table(effects.gains(performance([0.0, 0.0])))
     text = report.difference_table(table, "gain").data
     assert text.count(f"(n&nbsp;=&nbsp;{RUNS}, 150 patients)") == 2 and "holds" in text
     assert "+0.054" in report.measures_table(similarity([0.0, 0.054], noise=0)).data
@@ -243,14 +245,14 @@ def test_figures_are_drawn():
     assert (np.abs(filters - 127).max(1) == 127).all()  # each in its own range
     assert (between == 255).all() and (tiles[20:] == 255).all()
     assert len(figures.efficiency(efficiency({"cbr_tiny": (1, 5)}).assign(COSTS))) == 4
-    gains = effects.table(effects.gains(performance([0.0, 0.05])))
+    gains = contrasts.table(effects.gains(performance([0.0, 0.05])))
     assert len(figures.intervals(gains, "gain", "points").get(2).data) == 2
     marks = [e for e in figures.arms(performance([0.0, 0.05])) if type(e) is hv.Scatter]
     assert [len(m.data) for m in marks] == [RUNS] * 4
     costs = figures.efficiency(efficiency({"cbr_tiny": (1, 5)}).assign(COSTS))["parameters"]
     assert {*costs.get(2).data["name"]} == {"CBR-Tiny", "ResNet-50"}
     rates = at_rates(CURVES, CURVES)
-    assert len(figures.tuning(rates, effects.last_validation(rates))) == 2
+    assert len(figures.tuning(rates, tuning.last_validation(rates))) == 2
     assert len(figures.at_rates(figures.arms, rates)) == 2
     simulated = simulation.simulate([20, 40], neurons=4, positions=2, tau=0.5, repeats=2)
     assert len(figures.chance(simulated)) == 3 and len(figures.few_datapoints(simulated)) == 6

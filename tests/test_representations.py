@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from transfusion import effects, figures, metrics, representations
+from transfusion import contrasts, figures, metrics, representations
 
 from . import made_up
 from .made_up import (
@@ -44,11 +44,11 @@ def test_gaps_are_what_training_adds_to_random_random_minus_random_transfer():
 def test_other_features_are_the_large_networks_gap_less_the_small_ones():
     results = similarity([0.01, 0.0, 0.05], noise=0.0005)
     effect = representations.other_features(results)
-    table = effects.table(effect)
+    table = contrasts.table(effect)
     assert table["difference"].to_dict() == pytest.approx(
         {"cbr_tiny": 0.04, "cbr_small": 0.05}, abs=0.001
     )
-    assert effects.contrast(effect).mean == pytest.approx(0.045, abs=0.001)
+    assert contrasts.contrast(effect).mean == pytest.approx(0.045, abs=0.001)
     assert set(table["verdict"]) == {"holds"}
 
 
@@ -82,7 +82,7 @@ def test_the_error_over_networks_is_that_of_leaving_each_out():
 
     variance, whole = jackknifed(pairs, added)
     row = representations.gaps(results).loc[LARGE]
-    found = effects.as_interval(row, "added")
+    found = contrasts.as_interval(row, "added")
     assert found.se**2 == pytest.approx(variance)
     half = stats.t.ppf(0.975, COMPARED - 1) * np.sqrt(variance)
     # A statistic of pairs has, unlike a mean, a little bias, which the jackknife takes off.
@@ -108,7 +108,7 @@ def test_seeds_of_two_networks_are_those_that_both_have():
     results = similarity([0.0, 0.05])
     there = ((results.seed_a != "2") & (results.seed_b != "2")) | (results.model != LARGE)
     lost = results.assign(corrected=results["corrected"].where(there))
-    found = effects.contrast(representations.other_features(lost))
+    found = contrasts.contrast(representations.other_features(lost))
     assert found.n == COMPARED - 1 and found.mean == pytest.approx(0.05, abs=0.01)
 
 
@@ -122,30 +122,30 @@ def test_what_is_kept_is_above_chance_at_matched_depth():
 
 def test_size_is_what_the_large_network_keeps_more():
     results = changed([FALLING, STAYING], [LEVEL, LEVEL], noise=0.01)
-    row = effects.table(representations.size(results)).loc["cbr_small"]
+    row = contrasts.table(representations.size(results)).loc["cbr_small"]
     assert row["difference"] == pytest.approx(0.3, abs=0.02) and row["verdict"] == "holds"
     kept = representations.kept(results).sel(init="random").mean("depth")
     expected = stats.ttest_1samp(kept.sel(model=LARGE) - kept.sel(model="cbr_small"), 0)
     assert ends(row) == pytest.approx(tuple(expected.confidence_interval()))
     assert row["p"] == pytest.approx(expected.pvalue)
-    first = effects.table(representations.size(results, depth=0)).loc["cbr_small"]
+    first = contrasts.table(representations.size(results, depth=0)).loc["cbr_small"]
     assert first["difference"] == pytest.approx(0, abs=0.02)
     swapped = changed([STAYING, FALLING], [LEVEL, LEVEL], noise=0.01)
-    assert effects.decide(representations.size(swapped)).verdict == "differs"
+    assert contrasts.decide(representations.size(swapped)).verdict == "differs"
     same = changed([LEVEL, LEVEL], [LEVEL, LEVEL], noise=0.01)
-    assert effects.decide(representations.size(same)).verdict == "inconclusive"
+    assert contrasts.decide(representations.size(same)).verdict == "inconclusive"
 
 
 def test_reuse_is_the_excess_of_pretrained_networks_in_low_blocks():
     low_only = [0.9, 0.9, 0.6, 0.6]
-    table = effects.table(
+    table = contrasts.table(
         representations.low_reuse(changed([LEVEL, LEVEL], [low_only, LEVEL], noise=0.005))
     )
     # Five depths over four blocks: the second lies between the first two, the third in the middle.
     assert table.loc["cbr_small", "low minus rest"] == pytest.approx(0.3 - 0.15 / 3, abs=0.02)
     assert table["verdict"].tolist() == ["holds", "inconclusive"]
     high = representations.low_reuse(changed([LEVEL] * 2, [low_only[::-1], LEVEL], noise=0.005))
-    assert effects.table(high).loc["cbr_small", "verdict"] == "differs"
+    assert contrasts.table(high).loc["cbr_small", "verdict"] == "differs"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_what_is_foretold(foretold, verdict):
             assert (table.loc[name, "R2"] > 0.95) == there
     effect = representations.foretelling(results)
     assert list(effect.rows) == [(LARGE, "last"), ("cbr_tiny", "first")]
-    found = effects.decide(effect)
+    found = contrasts.decide(effect)
     assert found.verdict == verdict and (found.p < 0.05) == (verdict != "inconclusive")
 
 
@@ -182,7 +182,7 @@ def test_the_start_foretells_by_the_squared_correlation_over_neurons():
 
 def test_initial_and_final_shares_are_of_the_same_pairs():
     one = figures.blocks_of(predicted([[1, 1], [1, 1]]), "cbr_tiny", "cca").isel(block=0)
-    for kind in effects.BOTH:
+    for kind in contrasts.BOTH:
         before, after = figures.neurons(one, kind)
         correlations = np.corrcoef(before, after)[: len(before), len(before) :]
         assert (np.diag(correlations) > 0.95).all()
@@ -210,7 +210,7 @@ def test_thin_blocks_are_named():
 
 
 def is_asked(measure, results, **lost):
-    return effects.decide(measure(ignorant(results, **lost))).verdict != "not testable"
+    return contrasts.decide(measure(ignorant(results, **lost))).verdict != "not testable"
 
 
 def test_large_against_small_takes_a_large_and_a_small_one_that_have_learned():
@@ -259,11 +259,11 @@ def test_movements_are_percent_and_gabors_are_counted():
     row = table.loc[("cbr_small", "transfer")]
     assert row["moved"] == pytest.approx(5, rel=0.05) and row["n"] == RUNS
     assert (row["gabors before"], row["gabors after"], row["change"]) == (50, 25, -25)
-    further = effects.table(representations.moving(results))
+    further = contrasts.table(representations.moving(results))
     assert further["verdict"].tolist() == ["holds", "holds"]
     assert further["further"].tolist() == pytest.approx([9, 4], rel=0.1)
-    for init in effects.BOTH:
-        found = effects.table(representations.gabor_changes(results, init))
+    for init in contrasts.BOTH:
+        found = contrasts.table(representations.gabor_changes(results, init))
         assert found["verdict"].to_dict() == {"cbr_small": "holds"}
         assert ends(found.loc["cbr_small"]) == ends(table.loc[("cbr_small", init)])
 
@@ -273,14 +273,14 @@ def test_movements_are_decided_over_folds():
     far = 100 * results["moved"].mean("filter").mean("seed")
     values = (far.sel(model="cbr_small") - far.sel(model=LARGE)).mean("init")
     expected = stats.ttest_1samp(values, 0)
-    found = effects.contrast(representations.moving(results))
+    found = contrasts.contrast(representations.moving(results))
     assert ends(found._asdict()) == pytest.approx(tuple(expected.confidence_interval()))
 
 
 def test_gabors_that_are_learned_or_stay_speak_against_the_claim():
     results = first_layers([[0.1, 0.1], [0.1, 0.1]], [[[0, 0.5], [0.2, 0.5]], [[0, 0], [0, 0]]])
-    for init in effects.BOTH:
-        found = effects.decide(representations.gabor_changes(results, init))
+    for init in contrasts.BOTH:
+        found = contrasts.decide(representations.gabor_changes(results, init))
         assert found.verdict == "differs"
 
 
@@ -288,12 +288,12 @@ def test_what_is_counted_in_filters_is_not_known_to_less_than_a_filter():
     """Runs that agree in a count of twenty filters have the error of a step of 5 %."""
     results = first_layers(np.ones((2, 2)), [[[0, 0], [0.5, 0.45]], [[0, 0], [0, 0]]], noise=0)
     effect = representations.gabor_changes(results, "transfer")
-    agreed = effects.contrast(effect)
+    agreed = contrasts.contrast(effect)
     assert agreed.mean == -5 and agreed.sd == 0 and agreed.se == 0
     se = 5 / np.sqrt(12 * RUNS)
-    assert effects.decide(effect).p == pytest.approx(2 * stats.t.sf(5 / se, 4))
+    assert contrasts.decide(effect).p == pytest.approx(2 * stats.t.sf(5 / se, 4))
     none = representations.gabor_changes(results, "random")
-    assert effects.decide(none).p == pytest.approx(2 * stats.t.sf(5 / se, 4))
+    assert contrasts.decide(none).p == pytest.approx(2 * stats.t.sf(5 / se, 4))
 
 
 # --- under no effect -------------------------------------------------------------------------
@@ -308,8 +308,8 @@ def test_gaps_of_nothing_are_seldom_decided(rng, own, seeds):
     values = 0.5 + 0.01 * rng.normal(size=(len(names), 1, len(pairs)))
     values += made_up.likings(rng, pairs, len(names), own)
     table = representations.gaps(made_up.compared(values, pairs, models=names))
-    p = [metrics.p_positive(effects.as_interval(row, "added")) for _, row in table.iterrows()]
-    p += [metrics.p_negative(effects.as_interval(row, "added")) for _, row in table.iterrows()]
+    p = [metrics.p_positive(contrasts.as_interval(row, "added")) for _, row in table.iterrows()]
+    p += [metrics.p_negative(contrasts.as_interval(row, "added")) for _, row in table.iterrows()]
     assert at_most_one_in_twenty(np.reshape(p, (2, -1)).min(0) < 0.05)
 
 
@@ -319,7 +319,7 @@ def test_what_is_kept_of_nothing_is_seldom_decided(rng, all_learned):
     values = 0.5 + 0.05 * rng.normal(size=(100, 3, 8))
     effect = representations.low_reuse(made_up.compared(values, pairs, models=names))
     assert len(effect.rows) == 100
-    assert at_most_one_in_twenty(effects.table(effect)["verdict"] != "inconclusive")
+    assert at_most_one_in_twenty(contrasts.table(effect)["verdict"] != "inconclusive")
 
 
 # --- what is missing -------------------------------------------------------------------------
@@ -335,7 +335,7 @@ OF_COMPARISONS = {
 
 
 def as_table(found):
-    return effects.table(found) if isinstance(found, effects.Effect) else found
+    return contrasts.table(found) if isinstance(found, contrasts.Effect) else found
 
 
 @pytest.mark.parametrize("name", OF_COMPARISONS)
@@ -367,4 +367,4 @@ def test_a_failed_run_moves_no_filter():
     results = first_layers([[0.1, 0.05], [0.01, 0.01]], np.zeros((2, 2, 2)))
     lost = failed(results, model="cbr_small", init="random", fold=2, seed=1)
     assert representations.movements(lost).loc[("cbr_small", "random"), "n"] == RUNS - 1
-    assert effects.decide(representations.moving(lost)).verdict == "holds"
+    assert contrasts.decide(representations.moving(lost)).verdict == "holds"

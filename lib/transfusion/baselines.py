@@ -20,7 +20,6 @@ from transfusion import activations, comparison, config, data, metrics, models, 
 # that leaves thousands of standardised features next to nothing to say to one that hardly acts.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 THUMBNAIL = 8  # pixels, square
-GREY = 3  # statistics of intensity, of each channel; the rest are of their mean
 
 
 def fit(spec: config.Baseline) -> xr.Dataset:
@@ -147,7 +146,7 @@ def said(features: np.ndarray, images: xr.Dataset) -> tuple[xr.Dataset, float]:
         scores = metrics.probabilities(answer(strength, "valid"), images.attrs["task"])
         reached.append(train.auc(valid, scores)[0])
     best = int(np.argmax(reached))
-    return train.kept(images, lambda split: answer(best, split)), STRENGTHS[best]
+    return train.answers(images, lambda split: answer(best, split)), STRENGTHS[best]
 
 
 def _asked(images: xr.Dataset) -> list[tuple[np.ndarray, int]]:

@@ -10,8 +10,19 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from transfusion import config, effects, figures, metrics, paper, representations, studies
-from transfusion.effects import LARGE, Effect
+from transfusion import (
+    config,
+    contrasts,
+    effects,
+    figures,
+    metrics,
+    paper,
+    representations,
+    studies,
+    tuning,
+)
+from transfusion.contrasts import Effect
+from transfusion.effects import LARGE
 
 
 class Finding(NamedTuple):
@@ -55,8 +66,8 @@ def by(measure: Callable[[xr.Dataset], Effect], *, tuned: bool = False) -> Calla
         found = of_effect(measure(results))
         if not tuned or found.verdict == "not testable":
             return found
-        left = effects.without_fold(measure(results), TUNED_ON)
-        other = left and effects.contrast(left)
+        left = contrasts.without_fold(measure(results), TUNED_ON)
+        other = left and contrasts.contrast(left)
         if left is None or other is None:
             return found
         without = f"without the fold that chose the rates {_told(left, other)}"
@@ -66,18 +77,18 @@ def by(measure: Callable[[xr.Dataset], Effect], *, tuned: bool = False) -> Calla
 
 
 def of_effect(effect: Effect) -> Finding:
-    if not effects.table(effect).shape[0]:
+    if not contrasts.table(effect).shape[0]:
         return NOTHING
-    found = effects.contrast(effect)
+    found = contrasts.contrast(effect)
     if found is None:
         return Finding("not testable", 1.0, NOT_LEARNED)
-    holds, against, rows = effects.tally(effect)
+    holds, against, rows = contrasts.tally(effect)
     beside = f"for {holds}, against {against} of {rows}" if rows > 1 else ""
     return Finding(*effect.decide(found), _told(effect, found), beside)
 
 
 def _told(effect: Effect, found: metrics.Interval) -> str:
-    return effects.spread(found, effect.digits, effect.unit)
+    return contrasts.spread(found, effect.digits, effect.unit)
 
 
 def all_of(*decisions: tuple[str, Finding]) -> Finding:
@@ -328,7 +339,7 @@ def decide(name: str, results: xr.Dataset) -> Finding:
     """What these results say of a claim: where a chapter has several equal rates, what it says at
     all of them. Raises ValueError for an unknown one."""
     claim = CLAIMS[config.one_of(name, CLAIMS, "claim")]
-    parts = effects.rates(results)
+    parts = contrasts.rates(results)
     if len(parts) == 1:
         return claim.decide(next(iter(parts.values())))
     return all_of(*((f"at {rate:g}:", claim.decide(one)) for rate, one in parts.items()))
@@ -339,7 +350,7 @@ def could_show(study: str) -> pd.DataFrame:
     times in five, and the margin, reckoned from the repetitions of its tuning: empty before these.
     """
     try:
-        pilots = effects.at_best_rates(studies.results(study, "tuning"))
+        pilots = tuning.at_best_rates(studies.results(study, "tuning"))
         knobs = studies.parameters(study, "performance")
     except (FileNotFoundError, ValueError):
         return pd.DataFrame()
@@ -347,7 +358,7 @@ def could_show(study: str) -> pd.DataFrame:
     for name, measure in {"transfer": effects.gains, "small_networks": effects.keeping_up}.items():
         effect = measure(pilots)
         if effect.rows:
-            found = effects.foreseen(effect, knobs.get("folds") or 1, knobs["seeds"])
+            found = contrasts.foreseen(effect, knobs.get("folds") or 1, knobs["seeds"])
             could = metrics.detectable(found)
             rows[name] = {"could show": could, "interval": found.high - found.mean}
     return pd.DataFrame.from_dict(rows, orient="index").assign(margin=margin)

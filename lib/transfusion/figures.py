@@ -333,11 +333,7 @@ def efficiency(results: xr.Dataset) -> hv.HoloMap:
         spent = (results[name] / unit).median({"init", *RUNS} & {*results[name].dims})
         names = _columns(spent.to_series(), 100 * results["test_auc"], ["cost", "AUC"])
         layers.append(names.opts(framewise=True))
-        for value in (
-            100 * results["baseline_auc"].mean("fold") if "baseline_auc" in results else ()
-        ):
-            line = hv.HLine(float(value))  # what needs no training
-            layers.append(line.opts(color=NULL, line_dash="dashed", line_width=1))
+        layers += _floors(results)
         axes = dict(xlabel=label, ylabel="test AUC (%)", framewise=True, **LOG_AXIS)
         found[label.partition(" (")[0]] = hv.Overlay(layers).opts(**axes)
     return hv.HoloMap(found, hv.Dimension("cost", values=list(found)), sort=False)

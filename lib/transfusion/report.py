@@ -13,7 +13,18 @@ import pandas as pd
 import xarray as xr
 from IPython.display import HTML
 
-from transfusion import claims, effects, figures, metrics, paper, records, representations, studies
+from transfusion import (
+    claims,
+    contrasts,
+    effects,
+    figures,
+    metrics,
+    paper,
+    records,
+    representations,
+    studies,
+    tuning,
+)
 
 # --- claims ----------------------------------------------------------------------------------
 
@@ -152,8 +163,8 @@ def _reached(study: str) -> str:
         results = studies.results(study, "performance")
     except FileNotFoundError:
         return f"{on}, the trainings are still to come."
-    table = effects.levels(results)
-    simple = effects.baseline_levels(results).loc[""].loc[effects.SIMPLE, "AUC"]
+    table = contrasts.levels(results)
+    simple = contrasts.baseline_levels(results).loc[""].loc[contrasts.SIMPLE, "AUC"]
     learned = int(table["learned"].sum())
     return (
         f"{on}, test AUC is {table['AUC'].min():.1f} to {table['AUC'].max():.1f} % by network and "
@@ -165,7 +176,7 @@ def _reached(study: str) -> str:
 def convergence(study: str) -> str:
     """Whether a study's trainings have converged, in a sentence for prose."""
     try:
-        table = effects.longer(studies.results(study, "convergence"))
+        table = tuning.longer(studies.results(study, "convergence"))
     except FileNotFoundError:
         return "Whether the trainings have converged is still to come."
     told = [
@@ -211,13 +222,13 @@ def levels_table(results: xr.Dataset) -> HTML:
     is above both simple baselines, whether it has learned and, of retinas, the paper's Table 1."""
     printed = paper.numbers("Table 1", "auc")
     rows = []
-    for (model, init), row in effects.baseline_levels(results).iterrows():
+    for (model, init), row in contrasts.baseline_levels(results).iterrows():
         name = figures.title(init) + (f", {figures.title(model)}" if model else "")
         rows.append({"network": name, "AUC (%)": _level(row)})
-    for (model, init), row in effects.levels(results).iterrows():
+    for (model, init), row in contrasts.levels(results).iterrows():
         name = f"{figures.title(model)}, {figures.title(init)}"
         told = {"network": name, "AUC (%)": _level(row), "n": str(int(row["n"]))}
-        for simple in effects.SIMPLE:
+        for simple in contrasts.SIMPLE:
             if f"above {simple}" in row:
                 more, least = row[f"above {simple}"], row[f"above {simple} from"]
                 told[f"above {figures.title(simple)}"] = f"{more:+z.1f} [{least:+z.1f}, …]"
@@ -246,14 +257,14 @@ def _printed(numbers: pd.DataFrame, model, init: str) -> str:
     return f"{row['value']:g}{mark}"
 
 
-def effect_table(measure: Callable[[xr.Dataset], effects.Effect], results: xr.Dataset) -> HTML:
+def effect_table(measure: Callable[[xr.Dataset], contrasts.Effect], results: xr.Dataset) -> HTML:
     """What decides a claim: the row of every network, and their mean, at each equal rate."""
     parts = []
-    for rate, one in effects.rates(results).items():
+    for rate, one in contrasts.rates(results).items():
         effect = measure(one)
-        rows = effects.table(effect)
+        rows = contrasts.table(effect)
         shown = _rows(rows, effect.name, effect.digits) if len(rows) else pd.DataFrame()
-        found = effects.contrast(effect)
+        found = contrasts.contrast(effect)
         if found is not None and len(rows):
             told = dict.fromkeys(shown.columns[: len(effect.keys)], "")
             told |= {shown.columns[0]: "<b>mean, decides</b>"}
@@ -279,7 +290,7 @@ def difference_table(table: pd.DataFrame, name: str, digits: int = 1) -> HTML:
 
 def _rows(table: pd.DataFrame, name: str, digits: int) -> pd.DataFrame:
     shown = _labels(table)
-    found = [_cells(effects.as_interval(row, name), name, digits) for _, row in table.iterrows()]
+    found = [_cells(contrasts.as_interval(row, name), name, digits) for _, row in table.iterrows()]
     shown = shown.join(pd.DataFrame(found))
     if "verdict" in table:
         shown["verdict"] = [badge(v) for v in table["verdict"]]
@@ -289,7 +300,7 @@ def _rows(table: pd.DataFrame, name: str, digits: int) -> pd.DataFrame:
 def _cells(effect: metrics.Interval, name: str, digits: int) -> dict[str, str]:
     detectable = metrics.detectable(effect)
     could = f"{detectable:.{digits}f}" if np.isfinite(detectable) else "nothing"
-    return {figures.title(name): effects.spread(effect, digits), "could show": could}
+    return {figures.title(name): contrasts.spread(effect, digits), "could show": could}
 
 
 def _labels(table: pd.DataFrame) -> pd.DataFrame:
@@ -306,7 +317,7 @@ def _named(label: str | float) -> str:
 
 
 def _spread(row: pd.Series, name: str, digits: int = 1) -> str:
-    return effects.spread(effects.as_interval(row, name), digits)
+    return contrasts.spread(contrasts.as_interval(row, name), digits)
 
 
 def _ends(row: pd.Series, name: str, digits: int) -> str:
@@ -350,9 +361,9 @@ def source_table(results: xr.Dataset) -> HTML:
 def tuning_table(results: xr.Dataset) -> HTML:
     """Last validation AUC of each arm at each learning rate, in percent, mean over repetitions; the
     chosen one is bold."""
-    reached, ends = effects.last_validation(results), effects.at_an_end(results)
+    reached, ends = tuning.last_validation(results), tuning.at_an_end(results)
     rows = []
-    for arm, top in effects.best_rates(results).items():
+    for arm, top in tuning.best_rates(results).items():
         model, init = arm.split(" ")
         values = reached.sel(model=model, init=init)
         cells = {f"{rate:g}": f"{float(values.sel(lr=rate)):.2f}" for rate in reached.lr.values}
@@ -385,7 +396,7 @@ def cost_table(results: xr.Dataset) -> HTML:
 def gap_table(results: xr.Dataset) -> HTML:
     """Mean CCA above chance by model, before and after training and what training adds, beside the
     gap of the paper's Figure 2."""
-    table = effects.by_rate(representations.gaps, results)
+    table = contrasts.by_rate(representations.gaps, results)
     if table.empty:
         return HTML(NO_RUN)
     printed = paper.numbers("Figure 2", "cca")["value"]
@@ -407,7 +418,7 @@ def gap_table(results: xr.Dataset) -> HTML:
 def measures_table(results: xr.Dataset) -> HTML:
     """What training adds to the gap, by each measure."""
     tables = {
-        figures.MEASURES[m]: effects.by_rate(partial(representations.gaps, measure=m), results)
+        figures.MEASURES[m]: contrasts.by_rate(partial(representations.gaps, measure=m), results)
         for m in results.measure.values
     }
     shown = _labels(next(iter(tables.values())))

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from transfusion import effects, figures, metrics, similarity
-from transfusion.effects import BOTH, LARGE, NOT_SMALL, Arms, Effect
+from transfusion import contrasts, figures, metrics, similarity
+from transfusion.contrasts import BOTH, Arms, Effect
+from transfusion.effects import LARGE, small
 
 GABORS = 5.0  # percent of the filters: one of 20, what noise at the 99 % level and a slip give
 DEPTHS = np.linspace(0, 1, 5)  # of the blocks at which networks are compared
@@ -26,22 +27,8 @@ def _arms(values: xr.DataArray, weight: float = 1.0) -> Arms:
     return [(weight, values.to_dataset(name="value"))]
 
 
-def _learned(results: xr.Dataset, rows: dict[tuple, Arms], arms: Callable) -> set[tuple]:
-    """The rows whose arms have learned: one of each list that `arms` gives for a row."""
-    there = effects.learned(results)
-    return {row for row in rows if all(there.intersection(each) for each in arms(*row))}
-
-
-def _both(*models: str) -> list[list[tuple[str, str]]]:
-    return [[(model, init) for init in BOTH] for model in models]
-
-
 def _inits(results: xr.Dataset) -> list[str]:
     return [init for init in BOTH if init in results.init.values]
-
-
-def _small(results: xr.Dataset) -> list[str]:
-    return [str(m) for m in results.model.values if m not in NOT_SMALL]
 
 
 # --- similarity ------------------------------------------------------------------------------
@@ -57,34 +44,35 @@ def gaps(results: xr.Dataset, measure: str = "cca") -> pd.DataFrame:
             continue
         final, initial = (pairs[pairs["state"] == state] for state in ("final", "initial"))
         row = {"model": model, **_kinds(final), "after": _gap(final), "before": _gap(initial)}
-        found = effects.combined(_arms(_pseudo_values(pairs, _added)))
-        rows.append(row | effects.effect_row("added", found))
-    return effects.as_table(rows, ["model"], "added")
+        found = contrasts.combined(_arms(_pseudo_values(pairs, _added)))
+        rows.append(row | contrasts.effect_row("added", found))
+    return contrasts.as_table(rows, ["model"], "added")
 
 
 def other_features(results: xr.Dataset, measure: str = "cca") -> Effect:
     """What training adds to the gap of the large network minus what it adds to each small one's:
     above 0 (E8)."""
     added = {m: _pseudo_values(_top_pairs(results, m, measure), _added) for m in _models(results)}
-    return _large_minus_small(results, added, CCA, 3)
+    return _large_minus_small(results, added, BOTH)
 
 
 def _models(results: xr.Dataset) -> list[str]:
-    return [m for m in map(str, results.model.values) if m == LARGE or m not in NOT_SMALL]
+    return [m for m in map(str, results.model.values) if m in (LARGE, *small(results))]
 
 
 def _large_minus_small(
-    results: xr.Dataset, values: dict[str, xr.DataArray], unit: str, digits: int
+    results: xr.Dataset, values: dict[str, xr.DataArray], inits: list[str]
 ) -> Effect:
-    """Of a number a repetition of each network."""
+    """Of a CCA a repetition of each network, of which one of these inits must have learned."""
     rows: dict[tuple, Arms] = {}
-    for model in values.keys() - {LARGE} if LARGE in values else ():
+    for model in small(results) if LARGE in values else []:
         both = [*_arms(values[LARGE]), *_arms(values[model], -1.0)]
         if all(one["value"].notnull().any() for _, one in both):
             rows[(model,)] = both
-    rows = {(m,): rows[(m,)] for m in _small(results) if (m,) in rows}  # in the study's order
-    testable = _learned(results, rows, lambda model: _both(LARGE, model))
-    return Effect("difference", ("model",), rows, testable, effects.above, unit, digits)
+    asked = contrasts.testable(
+        results, rows, lambda model: [[(m, init) for init in inits] for m in (LARGE, model)]
+    )
+    return Effect("difference", ("model",), rows, asked, contrasts.above, CCA, 3)
 
 
 def _excess(one: xr.Dataset) -> xr.DataArray:
@@ -174,13 +162,10 @@ def size(results: xr.Dataset, depth: int | None = None) -> Effect:
     found = kept(results)
     found = found.mean("depth") if depth is None else found.isel(depth=depth, drop=True)
     if "random" not in found.init:
-        return _large_minus_small(results, {}, CCA, 3)
+        return _large_minus_small(results, {}, ["random"])
     found = found.sel(init="random", drop=True)
     values = {m: found.sel(model=m, drop=True) for m in _models(results)}
-    effect = _large_minus_small(results, values, CCA, 3)
-    random = [(LARGE, "random")]
-    testable = _learned(results, effect.rows, lambda model: [random, [(model, "random")]])
-    return effect._replace(testable=testable)
+    return _large_minus_small(results, values, ["random"])
 
 
 def low_reuse(results: xr.Dataset) -> Effect:
@@ -195,8 +180,8 @@ def low_reuse(results: xr.Dataset) -> Effect:
         for m in values.model.values
         if values.sel(model=m).notnull().any()
     }
-    testable = _learned(results, rows, lambda model: _both(model))
-    return Effect("low minus rest", ("model",), rows, testable, effects.above, CCA, 3)
+    asked = contrasts.testable(results, rows, lambda model: [contrasts.either(model)])
+    return Effect("low minus rest", ("model",), rows, asked, contrasts.above, CCA, 3)
 
 
 def foretold(results: xr.Dataset) -> pd.DataFrame:
@@ -206,10 +191,10 @@ def foretold(results: xr.Dataset) -> pd.DataFrame:
     rows = []
     places, kinds = ("first", "last"), BOTH
     for model, place, kind in itertools.product(map(str, results.model.values), places, kinds):
-        found = effects.combined(_arms(_foretold(results, model, place, kind)))
+        found = contrasts.combined(_arms(_foretold(results, model, place, kind)))
         row = {"model": model, "block": place, "kind": f"random, {kind}"}
-        rows.append({**row, **effects.effect_row("R2", found)})
-    return effects.as_table(rows, ["model", "block", "kind"], "R2")
+        rows.append({**row, **contrasts.effect_row("R2", found)})
+    return contrasts.as_table(rows, ["model", "block", "kind"], "R2")
 
 
 def _foretold(results: xr.Dataset, model: str, place: str, kind: str = "random") -> xr.DataArray:
@@ -246,16 +231,18 @@ def foretelling(results: xr.Dataset) -> Effect:
     """How much better the large network's first block is foretold, from random init, than its last
     block and than each small network's first: R2, above 0 (E11)."""
     rows: dict[tuple, Arms] = {}
-    places = [(LARGE, "last"), *((m, "first") for m in _small(results))]
+    places = [(LARGE, "last"), *((m, "first") for m in small(results))]
     mine = _foretold(results, LARGE, "first")
     for model, place in places:
         other = _foretold(results, model, place)
         if len(mine) and len(other):
             rows[model, place] = [*_arms(mine), *_arms(other, -1.0)]
-    testable = _learned(results, rows, lambda model, _: [[(LARGE, "random")], [(model, "random")]])
-    if any(model == LARGE for model, _ in testable) and len(testable) == 1:
-        testable = set()  # of large and small nothing can be said without the small
-    return Effect("R2", ("model", "block"), rows, testable, effects.above, " R²", 2)
+    asked = contrasts.testable(
+        results, rows, lambda model, _: contrasts.each([(LARGE, "random"), (model, "random")])
+    )
+    if asked == {(LARGE, "last")}:
+        asked = set()  # of large and small nothing can be said without the small
+    return Effect("R2", ("model", "block"), rows, asked, contrasts.above, " R²", 2)
 
 
 # --- first layers ----------------------------------------------------------------------------
@@ -266,15 +253,15 @@ def movements(results: xr.Dataset) -> pd.DataFrame:
     rows = []
     for model, init in itertools.product(results.model.values, results.init.values):
         chosen = {"model": model, "init": init}
-        far = effects.combined(_arms(_moved(results).sel(chosen, drop=True)))
+        far = contrasts.combined(_arms(_moved(results).sel(chosen, drop=True)))
         if far.n:
             share = _shares(results, model, init)
             before, after = (float(share.sel(state=s).mean()) for s in ("initial", "final"))
-            change = effects.combined(_arms(_change(results, model, init)))
+            change = contrasts.combined(_arms(_change(results, model, init)))
             row = {"gabors before": before, "gabors after": after}
             row |= {"moved": far.mean, "moved low": far.low, "moved high": far.high}
-            rows.append({**chosen, **row, **effects.effect_row("change", change)})
-    return effects.as_table(rows, ["model", "init"], "change")
+            rows.append({**chosen, **row, **contrasts.effect_row("change", change)})
+    return contrasts.as_table(rows, ["model", "init"], "change")
 
 
 def _moved(results: xr.Dataset) -> xr.DataArray:
@@ -297,34 +284,36 @@ def moving(results: xr.Dataset) -> Effect:
     """How much further the filters of each small network move than the large one's, percent of
     their length, by init: above 0 (E12)."""
     far, rows = _moved(results), {}
-    for model, init in itertools.product(_small(results), _inits(results)):
+    for model, init in itertools.product(small(results), _inits(results)):
         if LARGE in far.model.values:
-            small, large = (far.sel(model=m, init=init, drop=True) for m in (model, LARGE))
-            if (small - large).notnull().any():
-                rows[model, init] = [*_arms(small), *_arms(large, -1.0)]
-    testable = _learned(results, rows, lambda m, init: [[(LARGE, init)], [(m, init)]])
+            own, large = (far.sel(model=m, init=init, drop=True) for m in (model, LARGE))
+            if (own - large).notnull().any():
+                rows[model, init] = [*_arms(own), *_arms(large, -1.0)]
+    asked = contrasts.testable(
+        results, rows, lambda model, init: contrasts.each([(LARGE, init), (model, init)])
+    )
     unit = " % of a filter's length"
-    return Effect("further", ("model", "init"), rows, testable, effects.above, unit, 0)
+    return Effect("further", ("model", "init"), rows, asked, contrasts.above, unit, 0)
 
 
 def gabor_changes(results: xr.Dataset, init: str) -> Effect:
     """Small networks, by model: from random init the share of Gabors stays within GABORS of what
     it was, and from pretrained weights some are lost (the paper's Figure 5)."""
     rows = {}
-    for model in _small(results):
+    for model in small(results):
         if init in results.init.values:
             found = _change(results, model, init)
             if found.notnull().any():
                 rows[(model,)] = _arms(found)
-    testable = _learned(results, rows, lambda model: [[(model, init)]])
-    rule = effects.equivalent(GABORS) if init == "random" else effects.below
+    asked = contrasts.testable(results, rows, lambda model: [[(model, init)]])
+    rule = contrasts.equivalent(GABORS) if init == "random" else contrasts.below
     there = results["gabor"].isel(state=0).notnull().any(["init", "fold", "seed"])
     filters = int(there.sum("filter").max())
     decide = _in_steps(rule, 100 / max(1, filters))
-    return Effect("change", ("model",), rows, testable, decide, " % of the filters", 0)
+    return Effect("change", ("model",), rows, asked, decide, " % of the filters", 0)
 
 
-def _in_steps(rule: effects.Decide, step: float) -> effects.Decide:
+def _in_steps(rule: contrasts.Decide, step: float) -> contrasts.Decide:
     """A rule on what is counted in steps: repetitions that happen to agree are not known exactly,
     so the variance within a step (Sheppard's step^2 / 12) is added."""
 

@@ -465,14 +465,14 @@ def _tested(net: nn.Module, images: xr.Dataset, precision: str) -> xr.Dataset:
         found = logits(net, data.split_of(images, split), precision)
         return metrics.logits(found.numpy(), images.attrs["task"])
 
-    found = kept(images, said)
+    found = answers(images, said)
     if images.attrs["outputs"] <= SCORED:
         return found
     scored = metrics.scored(found)
     return scored[[name for name in scored if not scored[name].dims]]
 
 
-def kept(images: xr.Dataset, said: Callable[[str], np.ndarray]) -> xr.Dataset:
+def answers(images: xr.Dataset, said: Callable[[str], np.ndarray]) -> xr.Dataset:
     """What is `said` of a split, as `metrics.logits`, with its targets and patients. These are
     numbered in the order in which they appear: no name of theirs is kept."""
     found: dict = {}

@@ -1,0 +1,356 @@
+"""Sums of arms with their errors, whether arms have learned, and what decides a claim.
+
+An `Effect` has a number a row, each a weighted sum of arms, and is decided by one: their mean over
+the rows whose networks have learned. Rows that compare networks of which none has are not testable
+(rules in book/scope.md).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from transfusion import metrics
+
+BOTH = ["random", "transfer"]
+SIMPLE = ["statistics", "thumbnail"]  # the baselines that a network must exceed to have learned
+
+Decide = Callable[[metrics.Interval], metrics.Decision]
+NOT_TESTABLE = metrics.Decision("not testable", 1.0)
+Arm = tuple[str, str]  # model and init
+Arms = list[tuple[float, xr.Dataset]]  # with their weights in a sum
+
+
+class Effect(NamedTuple):
+    """Rows of what is measured, each a sum of arms under its labels (`keys`), and how they are
+    decided; `testable` are the rows whose networks have learned."""
+
+    name: str
+    keys: tuple[str, ...]
+    rows: dict[tuple, Arms]
+    testable: set[tuple]
+    decide: Decide
+    unit: str = " points"
+    digits: int = 1
+
+
+# --- sums of arms --------------------------------------------------------------------------------
+
+
+def arm(results: xr.Dataset, **labels: object) -> xr.Dataset:
+    """Test AUC of one arm, `value` (fold, seed), with its influence (fold, patient)."""
+    one = results.sel(labels, drop=True)
+    names = [name for name in ("test_auc", "influence", "patients") if name in one]
+    return one[names].rename(test_auc="value")
+
+
+def baseline(results: xr.Dataset, name: str) -> xr.Dataset:
+    """As `arm`, of statistics or the thumbnail; it has no repetitions."""
+    return _without_training(results, "baseline", baseline=name)
+
+
+def probe(results: xr.Dataset, **labels: object) -> xr.Dataset:
+    """As `arm`, of frozen features."""
+    return _without_training(results, "probe", **labels)
+
+
+def _without_training(results: xr.Dataset, kind: str, **labels: object) -> xr.Dataset:
+    one = results[[f"{kind}_auc", f"{kind}_influence", "patients"]].sel(labels, drop=True)
+    names = {f"{kind}_auc": "value", f"{kind}_influence": "influence"}
+    return one.rename(names)
+
+
+def combined(arms: Arms) -> metrics.Interval:
+    """A weighted sum of arms, paired over folds and repetitions, less those in which any failed."""
+    return metrics.over_folds(*_summed(arms))
+
+
+def _summed(arms: Arms) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Values (fold, repetition), influence (fold, patient) and patients (fold,) of a sum."""
+    values = _add([weight * one["value"] for weight, one in arms])
+    if "seed" not in values.dims:
+        values = values.expand_dims(seed=[0])
+    found = values.transpose("fold", "seed").values
+    if not all("influence" in one for _, one in arms):
+        return found, None, None
+    influence = _add([weight * _padded(one["influence"]) for weight, one in arms])
+    return found, influence.transpose("fold", "patient").values, arms[0][1]["patients"].values
+
+
+def _padded(influence: xr.DataArray) -> xr.DataArray:
+    """0 for patients that a fold has not; nan for all where none is known."""
+    return influence.fillna(0).where(influence.notnull().any("patient"))
+
+
+def _add(parts: list[xr.DataArray]) -> xr.DataArray:
+    return functools.reduce(operator.add, parts)
+
+
+def scaled(weight: float, arms: Arms) -> Arms:
+    return [(weight * w, one) for w, one in arms]
+
+
+def mean(sums: Iterable[Arms]) -> Arms:
+    """The mean of several sums, as one sum."""
+    sums = list(sums)
+    return [each for arms in sums for each in scaled(1 / len(sums), arms)]
+
+
+def difference(results: xr.Dataset, one: dict, other: dict) -> Arms:
+    """One arm's test AUC minus another's, in points; nothing where one was never run."""
+    if not (has(results, **one) and has(results, **other)):
+        return []
+    return [(100, arm(results, **one)), (-100, arm(results, **other))]
+
+
+def has(results: xr.Dataset, **labels: object) -> bool:
+    """Whether these results have an arm that ended at least once."""
+    name = "test_auc" if "test_auc" in results else "auc"
+    if any(label not in results[dim].values for dim, label in labels.items()):
+        return False
+    return bool(results[name].sel(labels).notnull().any())
+
+
+# --- the gate ------------------------------------------------------------------------------------
+
+
+def learned(results: xr.Dataset) -> set[tuple[str, str]]:
+    """The arms (model, init) that have learned: test AUC above that of both simple baselines, each
+    difference with its 95 % interval. None where no baseline was computed."""
+    table = levels(results)
+    return {key for key, row in table.iterrows() if row["learned"]}
+
+
+def levels(results: xr.Dataset) -> pd.DataFrame:
+    """Test AUC of every arm in percent with its 95 % interval, what it is above each simple
+    baseline, in points, and whether it has learned."""
+    rows = []
+    for model, init in itertools.product(results.model.values, results.init.values):
+        if has(results, model=model, init=init):
+            one = arm(results, model=model, init=init)
+            row = {"model": str(model), "init": str(init), **effect_row("AUC", level(one))}
+            rows.append(row | _above(results, one))
+    return as_table(rows, ["model", "init"], "AUC")
+
+
+def _above(results: xr.Dataset, one: xr.Dataset) -> dict:
+    if "baseline_auc" not in results:
+        return {"learned": False}
+    more = {
+        name: combined([(100, one), (-100, baseline(results, name))])
+        for name in SIMPLE
+        if name in results.baseline.values
+    }
+    found = {f"above {name}": effect.mean for name, effect in more.items()}
+    found |= {f"above {name} from": effect.low for name, effect in more.items()}
+    return found | {"learned": len(more) == len(SIMPLE) and all(e.low > 0 for e in more.values())}
+
+
+def level(one: xr.Dataset) -> metrics.Interval:
+    """AUC of an arm in percent, its interval on the scale of log odds."""
+    found = metrics.level(*_summed([(1.0, one)]))
+    ends = {name: 100 * getattr(found, name) for name in ("mean", "low", "high", "sd")}
+    return found._replace(**ends)
+
+
+def baseline_levels(results: xr.Dataset) -> pd.DataFrame:
+    """AUC of every baseline in percent: statistics, the thumbnail, and frozen features by model.
+    On one split its interval is over patients alone."""
+    rows = []
+    for name in results.baseline.values if "baseline_auc" in results else []:
+        row = effect_row("AUC", level(_same_again(baseline(results, name))))
+        rows.append({"model": "", "init": str(name), **row})
+    if "probe_auc" in results:
+        for model, init in itertools.product(results.model.values, results.probe.values):
+            one = probe(results, model=model, probe=init)
+            if one["value"].notnull().any():
+                row = effect_row("AUC", level(_same_again(one)))
+                rows.append({"model": str(model), "init": f"probe:{init}", **row})
+    return as_table(rows, ["model", "init"], "AUC")
+
+
+def _same_again(one: xr.Dataset) -> xr.Dataset:
+    """A baseline of one split as it would come out again: nothing of it is left to chance."""
+    return (
+        one.assign(value=one["value"].expand_dims(seed=[0, 1])) if one.sizes["fold"] == 1 else one
+    )
+
+
+def testable(
+    results: xr.Dataset, rows: Iterable[tuple], compared: Callable[..., list[list[Arm]]]
+) -> set[tuple]:
+    """The rows whose networks have learned: of every group of arms that `compared` names for the
+    labels of a row, one has."""
+    there = learned(results)
+    return {row for row in rows if all(there.intersection(group) for group in compared(*row))}
+
+
+def either(model: str) -> list[Arm]:
+    """The arms of a network, of which one must have learned."""
+    return [(model, init) for init in BOTH]
+
+
+def each(arms: Iterable[Arm]) -> list[list[Arm]]:
+    """Arms of which all must have learned."""
+    return [[arm] for arm in arms]
+
+
+# --- an effect, decided --------------------------------------------------------------------------
+
+
+def contrast(effect: Effect) -> metrics.Interval | None:
+    """The one number that decides: the mean over testable rows; None where there is none."""
+    rows = [arms for label, arms in effect.rows.items() if label in effect.testable]
+    return combined(mean(rows)) if rows else None
+
+
+def decide(effect: Effect) -> metrics.Decision:
+    found = contrast(effect)
+    return NOT_TESTABLE if found is None else effect.decide(found)
+
+
+def table(effect: Effect) -> pd.DataFrame:
+    """All rows: each with its 95 % interval and what it would say by itself."""
+    found = measured(effect.name, effect.keys, effect.rows)
+    keys = [label if isinstance(label, tuple) else (label,) for label in found.index]
+    said = [
+        effect.decide(as_interval(row, effect.name)) if key in effect.testable else NOT_TESTABLE
+        for key, (_, row) in zip(keys, found.iterrows(), strict=True)
+    ]
+    return found.assign(verdict=[d.verdict for d in said], p=[d.p for d in said])
+
+
+def tally(effect: Effect) -> tuple[int, int, int]:
+    """How many rows hold by themselves, how many differ, and how many there are."""
+    verdicts = list(table(effect)["verdict"])
+    return verdicts.count("holds"), verdicts.count("differs"), len(verdicts)
+
+
+def without_fold(effect: Effect, fold: int) -> Effect | None:
+    """The same without one fold; None where that leaves fewer than two."""
+
+    def left(one: xr.Dataset) -> xr.Dataset:
+        return one.sel(fold=one.fold != fold)
+
+    rows = {label: [(w, left(one)) for w, one in arms] for label, arms in effect.rows.items()}
+    folds = {one.sizes["fold"] for arms in rows.values() for _, one in arms}
+    return effect._replace(rows=rows) if min(folds, default=0) > 1 else None
+
+
+def foreseen(effect: Effect, folds: int, repetitions: int) -> metrics.Interval:
+    """What the mean of all rows would be known by from so many folds and repetitions, if patients
+    and trainings vary as in the repetitions of these folds."""
+    values, influence, patients = _summed(mean(effect.rows.values()))
+    found = metrics.over_folds(values, influence, patients)
+    if influence is None or patients is None or not np.isfinite(found.low):
+        return found
+    seen = float(metrics.patients_variance(influence, patients).mean()) / folds
+    trained = float(np.nanvar(values, axis=1, ddof=1).mean()) / folds / repetitions
+    repeated = folds * (repetitions - 1) or max(1, folds - 1)
+    known = folds * max(1, int(patients.mean()) - 1)
+    df = (seen + trained) ** 2 / (seen**2 / known + trained**2 / repeated)
+    se = float(np.sqrt(seen + trained))
+    return metrics.students(found.mean, se, found.sd, folds * repetitions, df)
+
+
+# --- rules ---------------------------------------------------------------------------------------
+
+
+def equivalent(margin: float) -> Decide:
+    """No more than the margin, either way."""
+    return lambda effect: metrics.decide_equivalent(effect, margin)
+
+
+def above(effect: metrics.Interval) -> metrics.Decision:
+    return metrics.decide_positive(effect)
+
+
+def below(effect: metrics.Interval) -> metrics.Decision:
+    """As `above`, of what is claimed to be negative."""
+    turned = effect._replace(mean=-effect.mean, low=-effect.high, high=-effect.low)
+    return above(turned)
+
+
+def not_worse(margin: float) -> Decide:
+    """Not behind by more than the margin."""
+    return lambda effect: metrics.decide_positive(effect, -margin)
+
+
+# --- rates, and effects as rows ------------------------------------------------------------------
+
+
+def rates(results: xr.Dataset) -> dict[float | None, xr.Dataset]:
+    """Results at each of the equal rates of a chapter, or all under None where each arm has its
+    own."""
+    if "lr" not in results.dims:
+        return {None: results}
+    return {float(rate): results.sel(lr=rate, drop=True) for rate in results.lr.values}
+
+
+def by_rate(
+    measure: Callable[[xr.Dataset], pd.DataFrame | Effect], results: xr.Dataset
+) -> pd.DataFrame:
+    """A table, or that of an effect, at each equal rate, below each other."""
+    parts = {}
+    for rate, one in rates(results).items():
+        found = measure(one)
+        parts[rate] = table(found) if isinstance(found, Effect) else found
+    if list(parts) == [None]:
+        return parts[None]
+    return pd.concat(parts, names=["lr"])
+
+
+def measured(name: str, keys: Iterable[str], rows: dict[tuple, Arms]) -> pd.DataFrame:
+    """Sums of arms as a table, by their labels; those that lack an arm have none."""
+    keys = list(keys)
+    found = [
+        dict(zip(keys, label, strict=True)) | effect_row(name, combined(arms))
+        for label, arms in rows.items()
+        if arms
+    ]
+    return as_table(found, keys, name)
+
+
+def effect_row(name: str, effect: metrics.Interval) -> dict:
+    """An interval spread over columns."""
+    low, high = effect.low, effect.high
+    row = {name: effect.mean, "low": low, "high": high, "sd": effect.sd, "n": effect.n}
+    return row | {"df": effect.df, "patients": effect.patients}
+
+
+def as_interval(row: pd.Series, name: str) -> metrics.Interval:
+    """The inverse of `effect_row`."""
+    ends = (row[name], row["low"], row["high"], row["sd"], int(row["n"]))
+    return metrics.Interval(*ends, row.get("df", np.nan), int(row.get("patients", 0)))
+
+
+def as_table(rows: list[dict], keys: list[str], name: str) -> pd.DataFrame:
+    """Rows by their keys, less what no repetition tells of; without any, a table with its columns
+    all the same."""
+    rows = [row for row in rows if row["n"]]
+    if rows:
+        return pd.DataFrame(rows).set_index(keys)
+    numbers = [name, "low", "high", "sd", "n", "df", "patients", "p", "level", "never"]
+    columns = {key: pd.Series(dtype=object) for key in [*keys, "verdict", "bound", "learned"]}
+    return pd.DataFrame(columns | {n: pd.Series(dtype=float) for n in numbers}).set_index(keys)
+
+
+def stacked(parts: dict, name: str) -> pd.DataFrame:
+    """Tables by model as one, by model and what tells them apart."""
+    full = {key: part for key, part in parts.items() if len(part)} or parts
+    return pd.concat(full, names=[name]).reorder_levels(["model", name])
+
+
+def spread(effect: metrics.Interval, digits: int = 1, unit: str = "") -> str:
+    """`+0.4 points [-0.1, 0.9] (n = 5, 140 patients)`: a number never travels alone."""
+    # `z`: what rounds to nought is +0.0, never -0.0.
+    ends = f"[{effect.low:+z.{digits}f}, {effect.high:+z.{digits}f}]"
+    of = f", {effect.patients:,} patients" if effect.patients else ""
+    return f"{effect.mean:+z.{digits}f}{unit} {ends} (n = {effect.n}{of})"
