@@ -1,18 +1,23 @@
 # Two commands do everything: make book, make test. The rest is for those who work here.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+UV := $(shell command -v uv)
+# No pre-compiling of every file of every package: what is imported is compiled then, and kept.
+INSTALLER := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/pip install --no-compile --disable-pip-version-check)
+INSTALL := $(INSTALLER) --quiet --constraint constraints.txt --editable
 STUDY ?= quick
 
-# pip would compile every file of every package; what is imported is compiled then, and kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book zip test test-all check links install study bench lab clean
+.PHONY: book read zip test test-all check links install study bench lab clean
 
-book: install
-	$(BIN)/transfusion run cells --collected
-	$(BIN)/transfusion run chest --collected
+# First what is in git, which needs no torch, then the quick study and the book with it.
+book: read
+	$(MAKE) install
 	$(BIN)/transfusion run quick
+	$(BIN)/transfusion book
+
+read: .venv/reads
 	$(BIN)/transfusion book
 
 zip: book
@@ -24,7 +29,7 @@ test: install check
 
 # The book's tests look at it in a Chromium, which is not installed here.
 test-all: install
-	$(PIP) '.[browser]'
+	$(INSTALL) '.[browser]'
 	$(BIN)/pytest --numprocesses auto --dist loadfile -m "not gpu"
 
 check: install
@@ -37,7 +42,7 @@ check: install
 
 # Links that lead elsewhere; `check` follows those within.
 links: install
-	$(PIP) '.[links]'
+	$(INSTALL) '.[links]'
 	$(BIN)/lychee --no-progress *.md params/*.md book/*.md book/guide/*.md book/*.ipynb
 
 study: install
@@ -49,17 +54,21 @@ bench: install
 
 # What running a notebook leaves is not saved, so that git sees edits alone.
 lab: install
-	$(PIP) '.[lab]'
+	$(INSTALL) '.[lab]'
 	$(BIN)/transfusion run quick
 	$(BIN)/jupyter lab book --FileContentsManager.pre_save_hook=transfusion.render.before_saving
 
 install: .venv/installed
 
 # Written last, so an interrupted installation is begun again.
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: .venv/reads
+	$(INSTALL) '.[dev]'
+	touch $@
+
+.venv/reads: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
-	$(PIP) '.[dev]' --no-compile
+	$(INSTALL) '.[read]'
 	touch $@
 
 clean:

@@ -52,7 +52,6 @@ rule chapter:
         notebook=f"{render.BOOK}/{{chapter}}.ipynb",
         parameters=lambda w: studies.files(w.study, w.chapter),
         groups=lambda w: expand(DONE, study=w.study, group=studies.groups_of(w.study, w.chapter)),
-        shown=lambda w: expand(PAGE, study=w.study, chapter=render.shown_by(w.study, w.chapter)),
     output:
         PAGE,
     log:

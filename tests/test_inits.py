@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torchvision.models.resnet import BasicBlock, ResNet
-from transfusion import config, filters, inits, models, store
+from transfusion import config, filters, inits, models, others, store
 
 # What each init makes of convolutions, batch norm's scale and shift, and its statistics.
 MADE_OF = {
@@ -33,7 +33,7 @@ class Narrow(ResNet):
 def narrow(outputs, seed):
     torch.manual_seed(seed)
     net = Narrow(BasicBlock, [1, 2, 1, 1], num_classes=outputs)
-    return models._named(net, models.RESNET_BLOCKS, "fc")
+    return models._named(net, others.RESNET_BLOCKS, "fc")
 
 
 @pytest.fixture(scope="module")

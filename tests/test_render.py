@@ -164,12 +164,6 @@ def test_offline_extension_refuses_another_version():
     assert "executed with another Bokeh" in found.stderr
 
 
-def test_book_asks_for_a_front_page_that_was_not_rendered(monkeypatch, tmp_path):
-    monkeypatch.setattr(render, "BUILD", tmp_path)
-    with pytest.raises(ValueError, match="transfusion run smoke"):
-        render.book("smoke")
-
-
 def test_a_page_of_text_may_be_called_like_a_chapter():
     """guide/performance.md is no chapter of a study named guide."""
     pages = render._pages("smoke")
@@ -189,26 +183,31 @@ def without_build(tmp_path, monkeypatch):
     return tmp_path / "_build/site"
 
 
-def test_a_book_of_what_is_whole_says_what_is_missing(without_build, capsys):
-    for chapter in ("data", "performance"):
-        shutil.copy(render.executed("smoke", "intro"), render.executed("smoke", chapter))
+@pytest.mark.parametrize(
+    ("page", "study", "count"), [("performance", "smoke", 16), ("cells/performance", "cells", 93)]
+)
+def test_a_page_that_waits_for_trainings_says_so(cache, without_build, page, study, count):
     render.book("smoke")
-    said = capsys.readouterr().err
-    assert "left out: small_data (transfusion run smoke --chapter small_data)" in said
-    front = nbformat.read(without_build / "intro.ipynb", 4).cells[1].source
-    mine = {page for page, place in render._pages("smoke").items() if place[0] == "smoke"}
-    missing = mine - {"intro", "data", "performance"}
-    assert "Not in this build" in front and all(page in front for page in missing)
-    contents = (without_build / "_toc.yml").read_text()
-    assert "file: data" in contents and "file: small_data" not in contents
+    title, words = nbformat.read(without_build / f"{page}.ipynb", 4).cells
+    assert title.source.startswith("# Does transfer change the final AUC")
+    assert f"({studies.TITLES.get(study, study)})" in title.source
+    assert f"transfusion run {study} --chapter performance" in words.source
+    assert f"Still to come: 0 of {count} trainings, comparisons and baselines" in words.source
 
 
-def test_a_page_of_another_study_says_that_it_is_still_to_come(without_build):
-    render.book("smoke")
-    page = (without_build / "cells/performance.md").read_text()
-    assert page.startswith("# Does transfer change the final AUC")
-    assert "(blood cells)" in page and "transfusion run cells --chapter performance" in page
-    assert re.search(r"Still to come: \d+ of 93 trainings, comparisons and baselines", page)
+def test_a_page_that_fails_is_named_after_the_others_were_rendered(tmp_path, monkeypatch):
+    monkeypatch.setattr(render, "BUILD", tmp_path)
+    monkeypatch.setattr(render, "is_fresh", lambda study, chapter: chapter == "fresh")
+    asked = []
+
+    def run(command, **options):
+        asked.append(command[-1])
+        return mock.Mock(returncode=command[-1] == "broken")
+
+    monkeypatch.setattr(render.subprocess, "run", run)
+    with pytest.raises(RuntimeError, match=r"smoke broken \(log: .*broken.log\)"):
+        render._render_all([("smoke", name) for name in ("broken", "whole", "fresh")])
+    assert sorted(asked) == ["broken", "whole"]
 
 
 def test_a_page_that_was_left_out_leaves_the_staged_book(without_build):

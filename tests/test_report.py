@@ -192,7 +192,7 @@ def test_the_front_page_links_each_answer_to_its_chapter(collected_alone, monkey
     head, first, *rest = cells(text)
     told = dict(zip(head, first, strict=True))
     assert told["Paper"] == "+0.3 points, ResNet-50 (Table 1, retinas)"
-    assert len(rest) + 1 == len(claims.CLAIMS) and "holds" in told["Drawn retinas"]
+    assert len(rest) + 1 == len(claims.CLAIMS) and "holds" in told["Drawn objects"]
     assert report.badge("differs") in told["Real retinas"] and told["NIH chest films"] == "–"
     assert 'href="chest/performance.html"' in told["Pneumonia of children"]
     assert "still to come" in told["Pneumonia of children"]

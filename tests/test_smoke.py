@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from transfusion import render, store, studies
+from transfusion import experiments, render, store, studies
 
 from .conftest import ROOT, transfusion
 
@@ -17,7 +17,7 @@ OUTSIDE = re.compile(r"""(?:<script[^>]+src|<link[^>]+href|<img[^>]+src)=["'](ht
 
 
 def test_every_chapter_is_executed(smoke, monkeypatch):
-    for chapter in studies.chapters("smoke"):
+    for chapter in experiments.CHAPTERS:
         assert render.executed("smoke", chapter).exists()
     monkeypatch.setenv("TRANSFUSION_CACHE", smoke["TRANSFUSION_CACHE"])
     status = studies.status("smoke")
@@ -70,8 +70,7 @@ def test_pages_of_records_need_neither_runs_nor_torch(smoke, no_torch, tmp_path)
     kept = Path(smoke["TRANSFUSION_CACHE"], "results", "smoke")
     shutil.copytree(kept, tmp_path / "cache/results/smoke")
     places = {"TRANSFUSION_CACHE": str(tmp_path / "cache"), "TRANSFUSION_BUILD": str(tmp_path)}
-    chosen = ["--chapter", "performance", "--collected"]
-    found = transfusion(smoke | places | no_torch, "run", "smoke", *chosen)
+    found = transfusion(smoke | places | no_torch, "chapter", "smoke", "performance")
     assert found.returncode == 0, found.stderr
     assert (tmp_path / "_build/executed/smoke/performance.ipynb").exists()
 

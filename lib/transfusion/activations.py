@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,37 +15,39 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from torch.fx import GraphModule
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from transfusion import config, models, similarity, store, train
 
-Extractor = nn.Module
 BATCH = 128  # images
 CHECKPOINT_SECONDS = 60.0
 ACROSS = "all blocks"  # the layer in which blocks are compared with each other
 
 
+class Extractor(nn.Module):
+    """See `extractor`."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net.eval().to(train.device()).to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        with contextlib.ExitStack() as hooks:
+            for block, modules in models.blocks(self.net).items():
+                last = self.net.get_submodule(modules[-1])
+                hooks.callback(last.register_forward_hook(partial(_keep, found, block)).remove)
+            self.net(images)
+        return found
+
+
+def _keep(found: dict[str, Tensor], block: str, module: nn.Module, _: Any, output: Tensor) -> None:
+    """A copy, since what comes next may overwrite it, as torchvision's ReLUs do."""
+    found[block] = output.clone()
+
+
 def extractor(net: nn.Module) -> Extractor:
     """The network in evaluation mode, returning {block: activations (N, channels, h, w)}."""
-    nodes = {modules[-1]: block for block, modules in models.blocks(net).items()}
-    net = net.eval().to(train.device()).to(memory_format=torch.channels_last)
-    leaves = {"leaf_modules": [models.Convolution]}
-    return _kept_whole(create_feature_extractor(net, nodes, tracer_kwargs=leaves))
-
-
-def _kept_whole(network: GraphModule) -> Extractor:
-    """Without the operations that would overwrite an activation after it was captured."""
-    for node in network.graph.nodes:
-        if "inplace" in node.kwargs:
-            node.update_kwarg("inplace", False)
-        if node.target is operator.iadd:
-            node.target = operator.add
-    for module in network.modules():
-        if getattr(module, "inplace", False):
-            setattr(module, "inplace", False)  # noqa: B010  (torch types all attributes as tensors)
-    network.recompile()
-    return network
+    return Extractor(net)
 
 
 def capture(

@@ -1,9 +1,14 @@
-"""`transfusion run`: Snakemake behind one command, safe to kill and to start again."""
+"""`transfusion run`: one command that computes and renders, safe to kill and to start again.
+
+On the processors of one machine a pool of workers computes; on GPUs and clusters Snakemake does, a
+job a group. It renders the pages everywhere.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import re
 import subprocess
@@ -16,10 +21,10 @@ from typing import NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
-from transfusion import config, machine, render, schedule, store, studies
+from transfusion import config, experiments, machine, render, schedule, store, studies
 
 PROFILES = store.HOME / "params" / "profiles"
-START = 1e12  # floating-point operations that a job counts as at least: five seconds of a core
+START = 1e12  # floating-point operations that a page counts as: five seconds of a core
 ENDED = ("done", "failed")  # a run that failed by itself (no finite loss) has ended, too
 OUTCOMES = ("done", "up to date", "failed", "not begun")
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left"
@@ -44,21 +49,18 @@ def run(
     *,
     jobs: int | None = None,
     profile: str = "local",
-    collected: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Compute what a study misses and render its chapters; what is up to date is left alone.
 
-    With `collected`, chapters whose results are not all there are left out instead. A second call
-    for the same study and cache waits for the first. Raises ValueError for whatever cannot run
-    before anything is computed, schedule.Failed after doing all else if something failed.
+    Pages without runs are `render.book`'s, unless asked for. A second call for the same study and
+    cache waits for the first. Raises ValueError for whatever cannot run before anything is
+    computed, schedule.Failed after doing all else if something failed.
     """
     config.one_of(study, studies.studies(), "study")
-    chapters = only or studies.chapters(study)
+    chapters = only or [c for c in studies.chapters(study) if c in experiments.CHAPTERS]
     for chapter in chapters:
         render.checked_parameters(study, chapter)
-    if collected:
-        chapters = [c for c in chapters if studies.is_collected(study, c)]
     wanted = _wanted(study, chapters)
     if dry_run:
         stale = [str(j.file) for j in wanted if j.file.exists() and not _is_fresh(study, j)]
@@ -83,11 +85,25 @@ def run(
 def _make(
     study: str, wanted: list[Job], todo: list[Job], jobs: int | None, profile: str, lock: int
 ) -> int:
-    """Let Snakemake make what is wanted, of which this is to do; its exit code."""
+    """Make what is wanted, of which this is to do; the last exit code that was not 0."""
+    ahead = _missing(study, todo)
+    runs = {spec.key: schedule.cost(spec) for spec in ahead}
+    watch = functools.partial(_watch, study, runs, todo)
+    groups = [job.name for job in todo if job.kind == "group"]
+    pooled = profile == "local" and not machine.gpus() and bool(groups)
     with _log(study).open("a") as log:
-        command = _snakemake(study, wanted, jobs, profile)
-        process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[lock])
-        return _watch(study, process, todo)
+        start = functools.partial(subprocess.Popen, stdout=log, stderr=log, pass_fds=[lock])
+        if not pooled:
+            return watch(start(_snakemake(study, wanted, jobs, profile)))
+        workers = ["--jobs", str(jobs or os.cpu_count() or 1)]
+        command = [sys.executable, "-m", "transfusion", "group", study, *groups, *workers]
+        code = watch(start(command))
+        pages = [job for job in wanted if job.kind == "chapter" and _can_be_shown(study, job)]
+        return (watch(start(_snakemake(study, pages, jobs, profile))) if pages else 0) or code
+
+
+def _can_be_shown(study: str, page: Job) -> bool:
+    return all(studies.is_done(study, name) for name in studies.groups_of(study, page.name))
 
 
 def _wanted(study: str, chapters: list[str]) -> list[Job]:
@@ -147,18 +163,16 @@ def _snakemake(
     return [*command, "--config", f"study={study}", "--", *(str(job.file) for job in wanted)]
 
 
-def _watch(study: str, process: subprocess.Popen, todo: list[Job]) -> int:
-    """Show how much is done, by what runs and jobs cost, until Snakemake ends; its exit code."""
-    runs = {spec.key: schedule.cost(spec) for spec in _missing(study, todo)}
-    files = [job.file for job in todo]
+def _watch(study: str, runs: dict[str, float], todo: list[Job], process: subprocess.Popen) -> int:
+    """Show how much is done, by what runs and pages cost, until a process ends; its exit code."""
     pages = [job.file for job in todo if job.kind == "chapter"]
-    ahead, start, said = dict(runs), time.monotonic(), 0.0
-    total = sum(runs.values()) + START * len(files)
-    with tqdm(total=total, bar_format=BAR, disable=None) as bar:
+    start, said = time.monotonic(), 0.0
+    ahead, first = _left(runs, pages)
+    total = sum(runs.values()) + START * len(pages)
+    with tqdm(total=total, initial=total - first, bar_format=BAR, disable=None) as bar:
         while process.poll() is None:
             time.sleep(1)
-            ahead = {key: cost for key, cost in ahead.items() if store.state(key) not in ENDED}
-            left = sum(ahead.values()) + START * sum(not file.exists() for file in files)
+            ahead, left = _left(ahead, pages)
             ended = f"{len(runs) - len(ahead)} of {len(runs)} runs"
             there = sum(page.exists() for page in pages)
             words = f"{study}: {ended}, {there} of {len(pages)} pages"
@@ -166,15 +180,23 @@ def _watch(study: str, process: subprocess.Popen, todo: list[Job]) -> int:
             bar.refresh()
             if bar.disable and time.monotonic() - said > LINES:
                 said = time.monotonic()
-                print(f"{words}, {_time_left(said - start, left / bar.total)}", file=sys.stderr)
+                done = (first - left) / total
+                print(f"{words}, {_time_left(said - start, done, left / total)}", file=sys.stderr)
     return process.returncode
 
 
-def _time_left(seconds: float, left: float) -> str:
-    """From what was done in so many seconds and the share that is left."""
-    if left > 0.99:
-        return "time left not known yet"
-    return f"about {seconds * left / (1 - left) / 60:.1f} min left"
+def _left(runs: dict[str, float], pages: list[Path]) -> tuple[dict[str, float], float]:
+    """The runs that have not ended, and the cost of these and of the pages that are not there."""
+    ahead = {key: cost for key, cost in runs.items() if store.state(key) not in ENDED}
+    trained = sum(cost * store.share_trained(key) for key, cost in ahead.items())
+    return ahead, sum(ahead.values()) - trained + START * sum(not page.exists() for page in pages)
+
+
+def _time_left(seconds: float, done: float, left: float) -> str:
+    """From what was done in so many seconds, and is left, as shares of the whole."""
+    if done < 0.01:
+        return "how long it takes here is being measured"
+    return f"about {seconds * left / done / 60:.1f} min left"
 
 
 def _missing(study: str, todo: list[Job]) -> list[config.Spec]:

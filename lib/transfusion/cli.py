@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+INSTALL = "`make install` brings all, `pip install '.[read,train]'` what reads and what trains"
 BEGUN = time.monotonic()  # before libraries are loaded, which takes some of a borrowed minute
 
 
@@ -26,6 +27,11 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.debug:
             raise
         print(f"transfusion: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if arguments.debug:
+            raise
+        print(f"transfusion: {error.name} is missing here; {INSTALL}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("transfusion: interrupted; finished runs are kept", file=sys.stderr)
@@ -44,13 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=int, help="jobs at once; default: cores, or the profile's")
     run.add_argument("--profile", default="local", help="a folder of params/profiles")
     run.add_argument("--dry-run", action="store_true", help="only tell what would run, and why")
-    run.add_argument(
-        "--collected", action="store_true", help="compute nothing: only chapters with all results"
-    )
 
-    group = _verb(verbs, "group", _group, "compute one group of runs, as a batch job does")
+    group = _verb(verbs, "group", _group, "compute groups of runs, as a batch job does")
     group.add_argument("study")
-    group.add_argument("name")
+    group.add_argument("name", nargs="+")
+    group.add_argument("--jobs", type=int, help="workers; default: this process alone")
 
     share = _verb(verbs, "share", _share, "take part in a run on several devices (for torchrun)")
     share.add_argument("spec", help="the run, as JSON")
@@ -91,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("study", nargs="?", help="compact: whose records are joined in few files")
     cache.add_argument("--yes", action="store_true", help="prune: remove, not only list")
 
-    book = _verb(verbs, "book", _book, "build the book from rendered chapters")
+    book = _verb(verbs, "book", _book, "render what results are there, and build the book")
     book.add_argument("--study", default="quick", help="the study shown on the main pages")
     book.add_argument("--zip", action="store_true", help="also as one file, to pass on")
 
@@ -134,7 +138,7 @@ def _verb(verbs, name: str, command, text: str) -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> None:
     from transfusion import batch
 
-    names = ("jobs", "profile", "collected", "dry_run")
+    names = ("jobs", "profile", "dry_run")
     options = {n: getattr(arguments, n) for n in names}
     batch.run(arguments.study, arguments.chapter, **options)
 
@@ -142,7 +146,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def _group(arguments: argparse.Namespace) -> None:
     from transfusion import studies
 
-    studies.compute(arguments.study, arguments.name)
+    studies.compute(arguments.study, *arguments.name, jobs=arguments.jobs)
 
 
 def _share(arguments: argparse.Namespace) -> None:

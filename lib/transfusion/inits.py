@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -250,7 +249,9 @@ def import_weights(model: str, path: Path | None, name: str = "imagenet") -> str
 
 
 def _download(model: str) -> State:
-    weights = torchvision.models.get_model_weights(model).DEFAULT
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(model).DEFAULT
     return weights.get_state_dict(check_hash=True)
 
 

@@ -95,12 +95,14 @@ def binary(
 
 
 def _auc(target: np.ndarray, scores: np.ndarray) -> float:
-    from sklearn.metrics import roc_auc_score  # loads for a second
-
+    """From the ranks of the positives among all (Mann and Whitney); scikit-learn's is the same and
+    takes twenty times as long, most of it to look at what it is given."""
     known = target >= 0
-    if len(np.unique(target[known])) < 2:
+    positive, ranks = target[known] > 0, scipy.stats.rankdata(scores[known])
+    count, pairs = positive.sum(), positive.sum() * (~positive).sum()
+    if not pairs:
         return np.nan
-    return float(roc_auc_score(target[known], scores[known]))
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / pairs)
 
 
 def average_precision(target: np.ndarray, scores: np.ndarray, positive_from: int) -> float:
@@ -115,13 +117,12 @@ def accuracy(target: np.ndarray, scores: np.ndarray, top: int = 1) -> float:
 
     Raises ValueError for a target that is no class, or scores that are not finite.
     """
-    from sklearn.metrics import top_k_accuracy_score  # loads for a second
-
-    # One more class, never chosen, spares two classes, or as many as `top`, a rule of their own.
-    padded = np.column_stack([scores, np.full(len(scores), np.min(scores) - 1.0)])
-    classes = np.arange(padded.shape[1])
-    top = min(top, len(classes) - 1)
-    return float(top_k_accuracy_score(target, padded, k=top, labels=classes))
+    if not np.isfinite(scores).all():
+        raise ValueError("expected finite scores, got nan or infinity")
+    if not np.isin(target, np.arange(scores.shape[1])).all():
+        raise ValueError(f"expected classes 0 to {scores.shape[1] - 1}, got {np.unique(target)}")
+    best = np.argsort(scores, axis=1, kind="stable")[:, ::-1][:, :top]
+    return float((best == target[:, None]).any(1).mean())
 
 
 def logits(said: np.ndarray, task: str) -> np.ndarray:

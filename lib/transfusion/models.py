@@ -1,4 +1,4 @@
-"""The networks: the paper's CBR family, and torchvision's, each naming its ordered blocks."""
+"""The networks: the paper's CBR family, and others by name, each naming its ordered blocks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models.resnet import Bottleneck, ResNet
 
 from transfusion import config
 
@@ -35,15 +33,13 @@ CBRS = {
     "cbr_tiny": CBR(5, (32, 64, 128, 256)),
 }
 SMALL_MAP = 4  # pixels; up to here a bfloat16 convolution is faster as a product, measured
-RESNET_BLOCKS = {
-    "conv1": ("conv1", "bn1", "relu"),
-    **{f"block{i}": (f"layer{i}",) for i in range(1, 5)},
-}
 
 
 def names() -> list[str]:
     """What `build` knows: the CBR family, the slim ResNet-50, torchvision's classifiers."""
-    return [*CBRS, config.SLIM, *torchvision.models.list_models(module=torchvision.models)]
+    from transfusion import others
+
+    return [*CBRS, *others.names()]
 
 
 def build(name: str, *, outputs: int, channels: int = 3, seed: int = 0) -> nn.Module:
@@ -54,13 +50,11 @@ def build(name: str, *, outputs: int, channels: int = 3, seed: int = 0) -> nn.Mo
     is the classifier, the only part whose shape depends on `outputs`.
     Raises ValueError for an unknown name.
     """
-    config.one_of(name, names(), "model")
+    if name not in CBRS:
+        config.one_of(name, names(), "model")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name in CBRS:
-            net = _cbr(CBRS[name], outputs, channels)
-        else:
-            net = _slim(outputs) if name == config.SLIM else _torchvision(name, outputs)
+        net = _cbr(CBRS[name], outputs, channels) if name in CBRS else _other(name, outputs)
     if channels != 3 and name not in CBRS:
         raise ValueError(f"{name} takes 3 channels, got channels={channels}")
     for module in net.modules():
@@ -119,6 +113,12 @@ def _cbr(form: CBR, outputs: int, channels: int) -> nn.Module:
     return _named(net, {f"block{i}": (f"block{i}",) for i in range(1, last + 1)}, "head")
 
 
+def _other(name: str, outputs: int) -> nn.Module:
+    from transfusion import others  # torchvision, as slow to load as torch: CBR networks need none
+
+    return _named(*others.build(name, outputs))
+
+
 def _block(channels: int, width: int, kernel: int, pool: bool) -> nn.Sequential:
     """conv, batch norm, ReLU, 3x3 max-pool of stride 2; padded, so that small images fit."""
     conv = nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False)
@@ -126,37 +126,6 @@ def _block(channels: int, width: int, kernel: int, pool: bool) -> nn.Sequential:
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     parts = [conv, nn.BatchNorm2d(width), nn.ReLU()]
     return nn.Sequential(*parts, *([nn.MaxPool2d(3, stride=2, padding=1)] if pool else []))
-
-
-class _Slim(ResNet):
-    """ResNet-50 whose last two blocks have half the channels (paper, section 5.2).
-
-    How much slimmer the paper's was is not confirmed; half gives 7.1 million parameters.
-    """
-
-    def __init__(self, outputs: int) -> None:
-        super().__init__(Bottleneck, [3, 4, 6, 3], num_classes=outputs)
-        self.inplanes = 512  # as after layer2
-        self.layer3 = self._make_layer(Bottleneck, 128, 6, stride=2)
-        self.layer4 = self._make_layer(Bottleneck, 256, 3, stride=2)
-        self.fc = nn.Linear(1024, outputs)
-        for module in (*self.layer3.modules(), *self.layer4.modules()):
-            if isinstance(module, nn.Conv2d):  # as ResNet's own
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def _slim(outputs: int) -> nn.Module:
-    return _named(_Slim(outputs), RESNET_BLOCKS, "fc")
-
-
-def _torchvision(name: str, outputs: int) -> nn.Module:
-    extra = {"aux_logits": False, "init_weights": True} if name == "inception_v3" else {}
-    net = torchvision.models.get_model(name, weights=None, num_classes=outputs, **extra)
-    head = [n for n, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
-    if isinstance(net, ResNet):
-        return _named(net, RESNET_BLOCKS, head)
-    children = [n for n, child in net.named_children() if any(True for _ in child.parameters())]
-    return _named(net, {n: (n,) for n in children if not head.startswith(n)}, head)
 
 
 def _named(net: nn.Module, blocks: dict[str, tuple[str, ...]], head: str) -> nn.Module:

@@ -9,17 +9,18 @@ import re
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 import papermill
 import yaml
 from nbclient.exceptions import DeadKernelError
+from tqdm import tqdm
 
-from transfusion import config, experiments, records, store, studies
+from transfusion import config, experiments, machine, records, store, studies
 
 BOOK = store.HOME / "book"
-FRONT = "intro"
 # The variable TRANSFUSION_BUILD moves what is built out of the checkout.
 BUILD = Path(os.environ.get("TRANSFUSION_BUILD") or BOOK).resolve() / "_build"
 LITERALS: dict[str, type | tuple[type, ...]] = {
@@ -56,11 +57,6 @@ def chapter(study: str, name: str) -> None:
 def checked_parameters(study: str, chapter: str) -> dict:
     """The parameters of a chapter, if its notebook has them; raises ValueError as `checked`."""
     return checked(BOOK / f"{chapter}.ipynb", studies.parameters(study, chapter))
-
-
-def shown_by(study: str, chapter: str) -> list[str]:
-    """Chapters that must be there before this one: the front page shows all others."""
-    return [c for c in studies.chapters(study) if c != FRONT] if chapter == FRONT else []
 
 
 def executed(study: str, chapter: str) -> Path:
@@ -199,50 +195,63 @@ def relabel(notebook: nbformat.NotebookNode, study: str) -> nbformat.NotebookNod
 
 
 def book(main: str = "quick") -> Path:
-    """Stage the executed chapters beside the book's own pages and build it; returns index.html.
+    """Render the chapters whose results are there, and build them into a book with its own pages.
 
-    Of a chapter of another study that is not rendered the page says that it is still to come; other
-    chapters are left out, and the front page says so. Raises ValueError if the front page is not
-    rendered, RuntimeError if the build warns.
+    Of a chapter that waits for results the page says that it is still to come. Returns index.html.
+    Raises RuntimeError if a page fails or the build warns.
     """
     config.one_of(main, studies.studies(), "study")
+    pages = _pages(main)
+    _render_all([place for place in pages.values() if studies.is_collected(*place)])
     site = BUILD / "site"
     staged = {path.relative_to(BOOK): path.read_bytes() for path in _sources()}
-    pages = _pages(main)
-    absent = [page for page, place in pages.items() if not executed(*place).exists()]
-    missing = [page for page in absent if pages[page][0] == main]
-    if FRONT in missing:
-        raise ValueError(f"no front page; first:  transfusion run {main}")
-    for page in missing:
-        print(
-            f"left out: {page} (transfusion run {' --chapter '.join(pages[page])})", file=sys.stderr
-        )
-    for page in set(absent) - set(missing):
-        staged[Path(f"{page}.md")] = _to_come(*pages[page]).encode()
-    for page in pages.keys() - set(absent):
-        staged[Path(f"{page}.ipynb")] = _page(*pages[page], main, missing).encode()
+    for page, place in pages.items():
+        staged[Path(f"{page}.ipynb")] = _page(*place, main).encode()
     staged[Path("_config.yml")] = _settings()
-    staged[Path("_toc.yml")] = yaml.safe_dump(_contents(missing), sort_keys=False).encode()
     for path, content in staged.items():
         _sync(site / path, content)
     for path in site.rglob("*"):  # a page that was renamed or left out
         if path.is_file() and path.relative_to(site) not in staged:
             path.unlink()
-    _build(site, strict=not missing)
+    _build(site)
     return BUILD / "html" / "index.html"
 
 
-def _to_come(study: str, chapter: str) -> str:
+def _render_all(places: list[tuple[str, str]]) -> None:
+    """Render those of these chapters that are not as they should be, one process a core; raises
+    RuntimeError for those that fail, after the rest."""
+    stale = [place for place in places if not is_fresh(*place)]
+    machine.one_thread()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        ended = tqdm(pool.map(_render_apart, stale), "pages", len(stale), disable=not stale)
+        failed = [line for line in ended if line]
+    if failed:
+        raise RuntimeError("\n  ".join(["pages that could not be rendered:", *failed]))
+
+
+def _render_apart(place: tuple[str, str]) -> str:
+    """Render a chapter in a process of its own; where it failed, a line that says so."""
+    log = executed(*place).with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "transfusion", "chapter", *place]
+    own = os.environ | {"TRANSFUSION_BUILD": str(BUILD.parent)}
+    with log.open("w") as output:
+        code = subprocess.run(command, env=own, stdout=output, stderr=output).returncode
+    return f"{' '.join(place)} (log: {log})" if code else ""
+
+
+def _to_come(study: str, chapter: str) -> nbformat.NotebookNode:
     """A page that waits for its trainings: what it asks, how many there are, and the command."""
     notebook = nbformat.read(BOOK / f"{chapter}.ipynb", as_version=4)
     asked = list(studies.everything(studies.specs(study, chapter)))
     there = len(records.recorded(study, asked))
-    return (
-        f"{entitle(notebook, study).cells[0].source}\n\n"
+    words = (
         f"Still to come: {there} of {len(asked)} trainings, comparisons and baselines are there.\n"
         f"`transfusion run {study} --chapter {chapter}` computes the rest; "
         f"`transfusion plan {study}` says how long that takes.\n"
     )
+    notebook.cells = [notebook.cells[0], nbformat.v4.new_markdown_cell(words, id="to-come")]
+    return notebook
 
 
 def zipped() -> Path:
@@ -274,11 +283,10 @@ def _settings() -> bytes:
     return yaml.safe_dump(settings).encode()
 
 
-def _build(site: Path, *, strict: bool) -> None:
-    """Let Jupyter Book build; links to pages that were left out are no error."""
+def _build(site: Path) -> None:
+    """Let Jupyter Book build; a warning is an error."""
     jupyter_book = Path(sys.executable).parent / "jupyter-book"
-    command = [str(jupyter_book), "build", str(site), "--keep-going"]
-    command += ["-W", "-n"] if strict else []
+    command = [str(jupyter_book), "build", str(site), "--keep-going", "-W", "-n"]
     log = BUILD / "build.log"
     with log.open("w") as output:
         code = subprocess.run(
@@ -291,18 +299,9 @@ def _build(site: Path, *, strict: bool) -> None:
         )
 
 
-def _contents(missing: list[str]) -> dict:
-    """The table of contents without these pages, and without parts that have no other."""
-    contents = yaml.safe_load((BOOK / "_toc.yml").read_text())
-    for part in contents["parts"]:
-        part["chapters"] = [entry for entry in part["chapters"] if entry["file"] not in missing]
-    contents["parts"] = [part for part in contents["parts"] if part["chapters"]]
-    return contents
-
-
 def _pages(main: str) -> dict[str, tuple[str, str]]:
     """Page -> study and chapter, for every notebook of the table of contents."""
-    contents = _contents([])
+    contents = yaml.safe_load((BOOK / "_toc.yml").read_text())
     files = [contents["root"]]
     files += [entry["file"] for part in contents["parts"] for entry in part["chapters"]]
     pages = {}
@@ -320,11 +319,10 @@ def _sources() -> list[Path]:
     return [p for p in paths if not p.is_relative_to(BUILD) and not out & {*p.parts}]
 
 
-def _page(study: str, chapter: str, main: str, missing: list[str]) -> str:
-    notebook = nbformat.read(executed(study, chapter), as_version=4)
-    if chapter == FRONT and missing:
-        words = f"```{{warning}}\nNot in this build: {', '.join(missing)}.\n```"
-        notebook.cells.insert(1, nbformat.v4.new_markdown_cell(words, id="missing"))
+def _page(study: str, chapter: str, main: str) -> str:
+    place = executed(study, chapter)
+    there = place.exists()
+    notebook = nbformat.read(place, as_version=4) if there else _to_come(study, chapter)
     if chapter not in experiments.WITHOUT_RUNS:
         entitle(notebook, study)
     return nbformat.writes(notebook if study == main else relabel(notebook, study))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -197,8 +200,19 @@ def _perform_all(
     order = ranks(tasks)
     waiting = {task.key: task for task in sorted(tasks, key=lambda t: -order[t.key])}
     while waiting:  # a process that is killed takes its pool down; the rest gets a new one
-        with ProcessPoolExecutor(jobs, mp_context=spawn) as pool:
+        with ProcessPoolExecutor(jobs, spawn, _end_with, (os.getpid(),)) as pool:
             yield from _drain(pool, waiting, chosen, jobs)
+
+
+def _end_with(parent: int) -> None:
+    """End this worker soon after whoever started it: a kill -9 leaves workers that wait forever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _drain(
@@ -239,20 +253,34 @@ def ranks(tasks: list[Task]) -> dict[str, float]:
 @cache
 def cost(task: Task) -> float:
     """About how many floating-point operations a task takes."""
-    from transfusion import models
-
     if isinstance(task, config.Data):
         return 1e9 * sum(n or 0 for n in (task.train, task.valid, task.test))
     if isinstance(task, config.Comparison):
         first = task.runs[0]
-        return 2 * len(task.runs) * task.images * models.flops(first.model, first.data.size)
+        return 2 * len(task.runs) * task.images * _flops(first.model, first.data.size)
     if isinstance(task, config.Baseline):
         counts = [task.data.train, task.data.valid, task.data.test]
         images = IMAGES if None in counts else sum(n or 0 for n in counts)
-        reads = models.flops(task.model, task.data.size) if task.model else 0
+        reads = _flops(task.model, task.data.size) if task.model else 0
         return images * (BASELINE + reads)
     passes = 3 * task.optim.steps * task.optim.batch
-    return passes * models.flops(task.model, task.data.size)
+    return passes * _flops(task.model, task.data.size)
+
+
+def _flops(model: str, size: int) -> int:
+    """`models.flops`, counted once a cache: that takes torch, which loads for seconds."""
+    path = store.root() / "flops.json"
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if f"{model} {size}" not in known:
+        from transfusion import models
+
+        known[f"{model} {size}"] = models.flops(model, size)
+        with contextlib.suppress(OSError):  # a cache that cannot be written is told elsewhere
+            store.write_json(path, known)
+    return known[f"{model} {size}"]
 
 
 def _perform(fields: dict, precision: config.Native | None = None) -> None:

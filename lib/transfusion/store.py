@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import uuid
@@ -415,6 +416,15 @@ def seconds(key: str) -> float:
 def facts(key: str) -> dict[str, Any]:
     """Status, seconds and, of a training, precision of a result; empty where there is none."""
     return _done(key) or {}
+
+
+def share_trained(key: str) -> float:
+    """How much of a training its log tells of, 0 to 1."""
+    try:
+        steps = re.findall(r"step (\d+) of (\d+)", (run_folder(key) / "log.txt").read_text())
+    except OSError:
+        return 0.0
+    return int(steps[-1][0]) / int(steps[-1][1]) if steps else 0.0
 
 
 def size(key: str) -> int:

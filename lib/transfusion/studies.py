@@ -27,7 +27,7 @@ TITLES = {
     "chest": "pneumonia of children",
     "retina": "real retinas",
     "cxr": "NIH chest films",
-    "quick": "drawn retinas",
+    "quick": "drawn objects",
 }
 # Operations a second that `plan` reckons with: a core, measured with bfloat16 (float32 alone and
 # older processors do less), and a GPU, assumed, not measured.
@@ -127,8 +127,8 @@ def fingerprint(study: str, chapter: str) -> str:
 
 
 class Group(NamedTuple):
-    """What one job computes, in one process: short runs, or comparisons, that the same chapters
-    need, or one long run."""
+    """What one job computes, in one process: all of one network that the same chapters need, or one
+    long run."""
 
     specs: tuple[Spec, ...]
     needs: tuple[str, ...]  # other groups
@@ -163,10 +163,11 @@ def everything(specs: Iterable[Spec]) -> Iterable[Spec]:
 
 
 def _group_name(spec: Spec, shown: list[str]) -> str:
-    """`performance-1a2b3c`: the first chapter, and the kind and all chapters or the run's key."""
+    """`performance-1a2b3c`: the first chapter, and network and all chapters or the run's key."""
     if isinstance(spec, config.Run) and _is_long(spec):
         return f"{shown[0]}-{spec.key}"
-    what = [type(spec).__name__, sorted(set(shown))]
+    network = spec.runs[0].model if isinstance(spec, config.Comparison) else spec.model
+    what: list = [network, sorted(set(shown))]
     if isinstance(spec, config.Run) and records.leaves_precision(spec):
         what.append(records.repetition(spec))  # one machine computes what is compared
     return f"{shown[0]}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:6]}"
@@ -204,16 +205,39 @@ def done_file(study: str, group: str) -> Path:
     return store.root() / "groups" / study / f"{group}.json"
 
 
-def compute(study: str, name: str) -> None:
-    """Compute what a group misses, in this process, and write its done-file.
+def compute(study: str, *names: str, jobs: int | None = None) -> None:
+    """Compute what groups miss, in this process or by `jobs` others, and write their done-files.
 
     Raises ValueError for an unknown group or what cannot run, schedule.Failed after finishing the
-    rest if some of it broke down, OSError at once if nothing can be written.
+    rest if some of it broke down, with a log for each group that is not whole, OSError at once if
+    nothing can be written.
     """
-    group = groups(study)[config.one_of(name, groups(study), "group")]
-    machine.lease_gpus(group.devices)
-    schedule.compute_here(group.specs, study)
-    store.write_json(done_file(study, name), {"results": _results(study, group)})
+    chosen = {name: groups(study)[config.one_of(name, groups(study), "group")] for name in names}
+    specs = [spec for group in chosen.values() for spec in group.specs]
+    try:
+        if jobs:
+            schedule.compute(specs, study, jobs=jobs)
+        else:
+            machine.lease_gpus(max(group.devices for group in chosen.values()))
+            schedule.compute_here(specs, study)
+    except schedule.Failed as error:
+        for name, group in chosen.items():
+            _close(study, name, group, str(error))
+        raise
+    for name, group in chosen.items():
+        store.write_json(done_file(study, name), {"results": _results(study, group)})
+
+
+def _close(study: str, name: str, group: Group, error: str) -> None:
+    """A group's done-file; or where it is not whole, what of the error is its own, as its log."""
+    if not schedule.missing(group.specs, study):
+        store.write_json(done_file(study, name), {"results": _results(study, group)})
+        return
+    keys = {spec.key for spec in everything(group.specs)}
+    lines = [line for line in error.splitlines() if keys & {*re.findall(r"\w+", line)}]
+    log = done_file(study, name).with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("transfusion: " + "\n".join(line.strip() for line in lines or [error]) + "\n")
 
 
 def _results(study: str, group: Group) -> dict[str, str]:
