@@ -6,13 +6,19 @@ import sys
 import tempfile
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import threadpoolctl
 import torch
+from ipykernel.jsonutil import encode_images, json_clean
+from IPython.core.displayhook import CapturingDisplayHook
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from papermill.engines import Engine, papermill_engines
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
-from transfusion import config, data, experiments, render, schedule, store
+from transfusion import config, data, experiments, render, schedule, store, studies
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ["OMP_NUM_THREADS"] = "1"
 threadpoolctl.threadpool_limits(1)
 torch.set_num_threads(1)
+
 
 def pytest_collection_modifyitems(items):
     """What takes longest first, or one process works at it after the other has ended."""
@@ -155,9 +162,51 @@ def transfusion(environment, *arguments):
 
 @pytest.fixture(scope="session")
 def smoke(environment):
-    found = transfusion(environment, "run", "smoke")
+    """The smallest study, all of it computed, two of its pages rendered by their command."""
+    found = transfusion(environment, "group", "smoke", *studies.groups("smoke"), "--jobs", "2")
+    assert found.returncode == 0, found.stderr
+    found = transfusion(environment, "run", "smoke", *(f"--chapter={c}" for c in RENDERED))
     assert found.returncode == 0, found.stderr
     return environment
+
+
+RENDERED = ("data", "performance")
+
+
+class Here(Engine):
+    """Executes a notebook in this process: a kernel of its own takes longer than the page."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, **options):
+        shell = InteractiveShell.instance()
+        shell.reset()
+        for cell in nb_man.nb.cells:
+            if cell.cell_type == "code":
+                with capture_output() as captured:
+                    shell.display_trap.hook = CapturingDisplayHook(shell, captured._outputs)
+                    shell.run_cell(cell.source).raise_error()
+                cell.outputs = [cls.output(one) for one in captured.outputs]
+
+    @staticmethod
+    def output(shown):
+        data = json_clean(encode_images(dict(shown.data)))
+        return nbformat.v4.new_output("display_data", data=data, metadata=shown.metadata or {})
+
+
+papermill_engines.register("here", Here)
+
+
+@pytest.fixture(scope="session")
+def pages(smoke):
+    """The pages of the smallest study, of the book's other studies those without runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("TRANSFUSION_CACHE", "TRANSFUSION_BUILD"):
+            patch.setenv(name, smoke[name])
+        patch.setattr(render, "ENGINE", "here")
+        for chapter in studies.chapters("smoke"):
+            if chapter not in RENDERED:
+                render.chapter("smoke", chapter)
+    return smoke
 
 
 def cells(path):

@@ -45,6 +45,7 @@ with parallel.group():
 """
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path):
     """Batch norm, uneven shares and (label -1) unknown labels included; in double precision, as
     training amplifies rounding."""

@@ -206,7 +206,7 @@ def test_a_page_that_fails_is_named_after_the_others_were_rendered(tmp_path, mon
 
     monkeypatch.setattr(render.subprocess, "run", run)
     with pytest.raises(RuntimeError, match=r"smoke broken \(log: .*broken.log\)"):
-        render._render_all([("smoke", name) for name in ("broken", "whole", "fresh")])
+        render.chapters([("smoke", name) for name in ("broken", "whole", "fresh")])
     assert sorted(asked) == ["broken", "whole"]
 
 

@@ -9,17 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from transfusion import experiments, render, store, studies
+from transfusion import render, store, studies
 
 from .conftest import ROOT, transfusion
 
 OUTSIDE = re.compile(r"""(?:<script[^>]+src|<link[^>]+href|<img[^>]+src)=["'](https?:)?//""")
 
 
-def test_every_chapter_is_executed(smoke, monkeypatch):
-    for chapter in experiments.CHAPTERS:
+def test_every_chapter_is_executed(pages, monkeypatch):
+    for chapter in studies.chapters("smoke"):
         assert render.executed("smoke", chapter).exists()
-    monkeypatch.setenv("TRANSFUSION_CACHE", smoke["TRANSFUSION_CACHE"])
+    monkeypatch.setenv("TRANSFUSION_CACHE", pages["TRANSFUSION_CACHE"])
     status = studies.status("smoke")
     assert (status.drop(index="all")["collected"] == "yes").all()
     assert (status["missing"] == 0).all() and status.loc["all", "done"] > 50
@@ -46,9 +46,9 @@ def test_plain_papermill_gives_the_same_page(smoke, tmp_path):
         assert one["outputs"][0]["data"]["text/html"] == other["outputs"][0]["data"]["text/html"]
 
 
-def test_the_book_is_built_and_needs_no_network(smoke):
+def test_the_book_is_built_and_needs_no_network(pages):
     """With pages of studies that are still to come: nothing at all is warned of."""
-    found = transfusion(smoke, "book", "--study", "smoke")
+    found = transfusion(pages, "book", "--study", "smoke")
     assert found.returncode == 0, found.stderr
     assert "WARNING" not in (render.BUILD / "build.log").read_text()
     check_pages({"intro.html", "performance.html", "data.html", "cells/performance.html"})

@@ -1,7 +1,9 @@
 import json
 
 import pytest
-from transfusion import config, experiments, schedule, store, studies
+from transfusion import config, schedule, store, studies
+
+from .conftest import KNOBS, collect
 
 STUDIES = studies.studies()
 
@@ -53,8 +55,6 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "HOME", tmp_path)
 
     def write(**knobs):
-        from .conftest import KNOBS
-
         folder = tmp_path / "params" / "made_up"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "common.yml").write_text(json.dumps({**KNOBS, **knobs}))
@@ -94,7 +94,7 @@ def test_a_done_file_vouches_for_the_results_that_it_has_seen(cache, study):
 def test_collected_chapters_need_no_group(cache, study):
     study(seeds=1)
     assert len(studies.groups_of("made_up", "performance")) == 2, "networks and baselines"
-    experiments.collect("performance", **studies.parameters("made_up", "performance"))
+    collect("performance", **studies.parameters("made_up", "performance"))
     assert studies.groups_of("made_up", "performance") == []
 
 

@@ -1,7 +1,7 @@
 """`transfusion run`: one command that computes and renders, safe to kill and to start again.
 
-On the processors of one machine a pool of workers computes; on GPUs and clusters Snakemake does, a
-job a group. It renders the pages everywhere.
+On the processors of one machine a pool of workers computes; on GPUs and clusters Snakemake runs a
+job a group, and one a page.
 """
 
 from __future__ import annotations
@@ -90,20 +90,24 @@ def _make(
     runs = {spec.key: schedule.cost(spec) for spec in ahead}
     watch = functools.partial(_watch, study, runs, todo)
     groups = [job.name for job in todo if job.kind == "group"]
-    pooled = profile == "local" and not machine.gpus() and bool(groups)
+    pooled = profile == "local" and not machine.gpus()
     with _log(study).open("a") as log:
         start = functools.partial(subprocess.Popen, stdout=log, stderr=log, pass_fds=[lock])
         if not pooled:
             return watch(start(_snakemake(study, wanted, jobs, profile)))
-        workers = ["--jobs", str(jobs or os.cpu_count() or 1)]
-        command = [sys.executable, "-m", "transfusion", "group", study, *groups, *workers]
-        code = watch(start(command))
-        pages = [job for job in wanted if job.kind == "chapter" and _can_be_shown(study, job)]
-        return (watch(start(_snakemake(study, pages, jobs, profile))) if pages else 0) or code
+        code = watch(start(_by_workers("group", study, groups, jobs))) if groups else 0
+        pages = [job.name for job in todo if job.kind == "chapter"]
+        whole = [name for name in pages if _can_be_shown(study, name)]
+        return (watch(start(_by_workers("chapter", study, whole, jobs))) if whole else 0) or code
 
 
-def _can_be_shown(study: str, page: Job) -> bool:
-    return all(studies.is_done(study, name) for name in studies.groups_of(study, page.name))
+def _by_workers(verb: str, study: str, names: list[str], jobs: int | None) -> list[str]:
+    workers = ["--jobs", str(jobs or os.cpu_count() or 1)]
+    return [sys.executable, "-m", "transfusion", verb, study, *names, *workers]
+
+
+def _can_be_shown(study: str, chapter: str) -> bool:
+    return all(studies.is_done(study, name) for name in studies.groups_of(study, chapter))
 
 
 def _wanted(study: str, chapters: list[str]) -> list[Job]:

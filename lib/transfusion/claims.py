@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -381,10 +382,11 @@ def table(
     """
     rows: dict[str, Finding] = {}
     not_asked = set()
+    results = functools.cache(functools.partial(studies.results, study))
     for name in names or CLAIMS:
         claim = CLAIMS[name]
         try:
-            told = (found or {}).get(name) or decide(name, studies.results(study, claim.chapter))
+            told = (found or {}).get(name) or decide(name, results(claim.chapter))
         except FileNotFoundError:
             continue
         if told is NOTHING:

@@ -60,9 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     share.add_argument("spec", help="the run, as JSON")
     share.add_argument("checkpoint_seconds", type=float)
 
-    chapter = _verb(verbs, "chapter", _chapter, "render one chapter, as a batch job does")
+    chapter = _verb(verbs, "chapter", _chapter, "render chapters, as a batch job does")
     chapter.add_argument("study")
-    chapter.add_argument("name")
+    chapter.add_argument("name", nargs="+")
+    chapter.add_argument("--jobs", type=int, help="processes; default: this one alone")
 
     status = _verb(verbs, "status", _status, "what is done, started, failed or missing")
     status.add_argument("study")
@@ -161,7 +162,11 @@ def _share(arguments: argparse.Namespace) -> None:
 def _chapter(arguments: argparse.Namespace) -> None:
     from transfusion import render
 
-    render.chapter(arguments.study, arguments.name)
+    if arguments.jobs:
+        places = [(arguments.study, name) for name in arguments.name]
+        return render.chapters(places, arguments.jobs)
+    for name in arguments.name:
+        render.chapter(arguments.study, name)
 
 
 def _status(arguments: argparse.Namespace) -> None:

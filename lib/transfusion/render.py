@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transfusion import config, experiments, machine, records, store, studies
 
 BOOK = store.HOME / "book"
+ENGINE = None  # of papermill: its own, a kernel for each notebook
 # The variable TRANSFUSION_BUILD moves what is built out of the checkout.
 BUILD = Path(os.environ.get("TRANSFUSION_BUILD") or BOOK).resolve() / "_build"
 LITERALS: dict[str, type | tuple[type, ...]] = {
@@ -116,6 +117,7 @@ def render(notebook: Path, parameters: dict, target: Path) -> None:
             str(notebook),
             None,
             parameters,
+            engine_name=ENGINE,
             kernel_name="python3",
             cwd=str(store.HOME),
             progress_bar=False,
@@ -202,7 +204,7 @@ def book(main: str = "quick") -> Path:
     """
     config.one_of(main, studies.studies(), "study")
     pages = _pages(main)
-    _render_all([place for place in pages.values() if studies.is_collected(*place)])
+    chapters([place for place in pages.values() if studies.is_collected(*place)])
     site = BUILD / "site"
     staged = {path.relative_to(BOOK): path.read_bytes() for path in _sources()}
     for page, place in pages.items():
@@ -217,12 +219,12 @@ def book(main: str = "quick") -> Path:
     return BUILD / "html" / "index.html"
 
 
-def _render_all(places: list[tuple[str, str]]) -> None:
-    """Render those of these chapters that are not as they should be, one process a core; raises
-    RuntimeError for those that fail, after the rest."""
+def chapters(places: list[tuple[str, str]], jobs: int | None = None) -> None:
+    """Render those of these chapters (study, name) that are not as they should be, one process a
+    core; raises RuntimeError for those that fail, after the rest."""
     stale = [place for place in places if not is_fresh(*place)]
     machine.one_thread()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
         ended = tqdm(pool.map(_render_apart, stale), "pages", len(stale), disable=not stale)
         failed = [line for line in ended if line]
     if failed:

@@ -17,6 +17,7 @@ PARAMETERS = {
     "cbr_small": 2_114_341,
     "cbr_large_t": 8_539_173,
     "cbr_large_w": 8_443_461,
+    "resnet18": 11_179_077,
     "resnet50": 23_518_277,
     "resnet50_slim": 7_140_421,
     "inception_v3": 21_795_813,
