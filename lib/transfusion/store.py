@@ -36,7 +36,13 @@ LAYOUT = "result/2"
 
 def root() -> Path:
     """The cache folder; the variable TRANSFUSION_CACHE moves it."""
-    return Path(os.environ.get("TRANSFUSION_CACHE") or HOME / "data_cache").resolve()
+    return _resolved(os.environ.get("TRANSFUSION_CACHE") or str(HOME / "data_cache"))
+
+
+@cache
+def _resolved(path: str) -> Path:
+    """Once: it is asked for at every file, and must not move with the working folder."""
+    return Path(path).resolve()
 
 
 def run_folder(key: str) -> Path:

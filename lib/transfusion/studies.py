@@ -68,7 +68,7 @@ def parameters(study: str, chapter: str) -> dict:
     return values
 
 
-class _Yaml(yaml.SafeLoader):
+class _Yaml(yaml.CSafeLoader):
     """YAML whose 1e-3 is a number, as in YAML 1.2."""
 
 
@@ -269,11 +269,12 @@ def status(study: str) -> pd.DataFrame:
     A run counts where a chapter shows it or needs it; `all` counts each once. One that has a record
     counts as it says, whether or not its weights are here.
     """
-    rows = {c: _state(study, specs(study, c)) for c in chapters(study)}
-    rows["all"] = _state(study, [s for c in chapters(study) for s in specs(study, c)])
+    asked = {chapter: specs(study, chapter) for chapter in chapters(study)}
+    rows = {chapter: _state(study, found) for chapter, found in asked.items()}
+    rows["all"] = _state(study, [spec for found in asked.values() for spec in found])
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("chapter")
-    collected = {c: "yes" if is_collected(study, c) else "no" for c in chapters(study)}
-    table.insert(0, "collected", [collected.get(c, "") for c in rows])
+    collected = [experiments.all_recorded(study, found) for found in asked.values()]
+    table.insert(0, "collected", [*("yes" if there else "no" for there in collected), ""])
     return table
 
 

@@ -10,7 +10,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
+import scipy  # which loads `scipy.ndimage` when it is first used
 
 SIZES = (32, 224)  # smallest and largest image, pixels
 STREAMS = ("pair", "eye", "signs", "grade", "person", "film", "disease", "findings", "scene")
@@ -340,7 +340,7 @@ def _camera(image, pair, rng):
     size, (x, y) = image.shape[1], _grid(image.shape[1])
     blur = rng.uniform(0.002, 0.018) * size / 2
     if blur > 0.25:
-        image[:] = ndimage.gaussian_filter(image, (0, blur, blur), truncate=2.5)
+        image[:] = scipy.ndimage.gaussian_filter(image, (0, blur, blur), truncate=2.5)
     wide, high = pair.uniform((0.90, 0.75), (0.99, 1.25))  # some cameras cut top and bottom
     inside = np.minimum(wide - np.hypot(x, y), high - abs(y))
     image *= np.exp(0.1 * rng.normal()) * _side(inside, 0.01 + 2 / size)
