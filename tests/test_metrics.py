@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy import special, stats
+from sklearn.metrics import average_precision_score
 from transfusion import metrics
 from transfusion.metrics import Decision, Interval
 
@@ -583,3 +584,10 @@ def test_steps_to_a_level():
     assert metrics.steps_to(0.8, steps, curve) == pytest.approx(25)
     assert metrics.steps_to(0.4, steps, curve) == 10
     assert metrics.steps_to(0.95, steps, curve) == np.inf
+
+
+def test_average_precision_is_that_of_scikit_learn(rng):
+    for _ in range(50):  # few distinct scores, so many tie
+        target, scores = rng.integers(0, 5, 40), rng.integers(0, 4, (40, 5)).astype(float)
+        expected = average_precision_score(target >= 2, scores[:, 2:].sum(1))
+        assert metrics.average_precision(target, scores, 2) == pytest.approx(expected, abs=1e-12)
