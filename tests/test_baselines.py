@@ -361,4 +361,4 @@ def test_what_reads_more_images_costs_more():
         )
     ]
     images = sum([baseline().data.train, baseline().data.valid, baseline().data.test])
-    assert costs == sorted(costs) and costs[0] == images * schedule.BASELINE
+    assert costs == sorted(costs) and costs[0] == images * schedule.BASELINE["statistics"]

@@ -57,6 +57,7 @@ TITLES = {
     "cbr_small": "CBR-Small",
     "cbr_large_t": "CBR-LargeT",
     "cbr_large_w": "CBR-LargeW",
+    "resnet18": "ResNet-18",
     "resnet50": "ResNet-50",
     "inception_v3": "Inception-v3",
     "resnet50_slim": "slim ResNet-50",
