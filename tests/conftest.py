@@ -86,9 +86,11 @@ def rng():
 
 @pytest.fixture(scope="session")
 def no_torch(tmp_path_factory):
-    """Environment of a process, and of all that it starts, in which torch cannot be imported."""
+    """Environment of a process, and of all that it starts, without what only training takes."""
     folder = tmp_path_factory.mktemp("no_torch")
-    (folder / "torch.py").write_text("raise RuntimeError('torch is imported to read results')")
+    for name in ("torch", "torchvision", "sklearn", "snakemake"):
+        words = f"raise RuntimeError('{name} is imported to read results')"
+        (folder / f"{name}.py").write_text(words)
     return {"PYTHONPATH": str(folder)}
 
 
@@ -198,7 +200,7 @@ papermill_engines.register("here", Here)
 
 @pytest.fixture(scope="session")
 def pages(smoke):
-    """The pages of the smallest study, of the book's other studies those without runs."""
+    """All pages of the smallest study."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("TRANSFUSION_CACHE", "TRANSFUSION_BUILD"):
             patch.setenv(name, smoke[name])

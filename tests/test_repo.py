@@ -122,6 +122,7 @@ ORDER = [
     ["schedule", "tables"],
     ["box", "outbox"],
     ["records"],
+    ["costs"],
     ["baselines"],
     ["comparison"],
     ["activations", "simulation"],

@@ -70,7 +70,8 @@ def test_pages_of_records_need_neither_runs_nor_torch(smoke, no_torch, tmp_path)
     kept = Path(smoke["TRANSFUSION_CACHE"], "results", "smoke")
     shutil.copytree(kept, tmp_path / "cache/results/smoke")
     places = {"TRANSFUSION_CACHE": str(tmp_path / "cache"), "TRANSFUSION_BUILD": str(tmp_path)}
-    found = transfusion(smoke | places | no_torch, "chapter", "smoke", "performance")
+    chapters = ["performance", "efficiency", "intro"]
+    found = transfusion(smoke | places | no_torch, "chapter", "smoke", *chapters)
     assert found.returncode == 0, found.stderr
     assert (tmp_path / "_build/executed/smoke/performance.ipynb").exists()
 

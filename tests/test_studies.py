@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from transfusion import config, schedule, store, studies
+from transfusion import batch, config, schedule, store, studies
 
 from .conftest import KNOBS, collect
 
@@ -89,6 +89,22 @@ def test_a_done_file_vouches_for_the_results_that_it_has_seen(cache, study):
     assert studies.is_done("made_up", name)
     study(seeds=2, inits=["random"])
     assert not studies.is_done("made_up", name), "the second seed is missing"
+
+
+def test_each_group_that_is_not_whole_has_the_words_of_its_own_runs(cache, study, monkeypatch):
+    study(inits=["random"])
+    names = list(studies.groups("made_up"))
+
+    def compute(specs, study, jobs):
+        keys = [spec.key for spec in specs if isinstance(spec, config.Run)]
+        raise schedule.Failed("2 of 4:\n  " + "\n  ".join(f"{key}: no memory" for key in keys))
+
+    monkeypatch.setattr(schedule, "compute", compute)
+    with pytest.raises(schedule.Failed):
+        studies.compute("made_up", *names, jobs=2)
+    (name,) = [n for n in names if isinstance(studies.groups("made_up")[n].specs[0], config.Run)]
+    job = batch.Job("group", name, studies.done_file("made_up", name))
+    assert not job.file.exists() and batch._last_words(job.log).count("no memory") == 2
 
 
 def test_collected_chapters_need_no_group(cache, study):

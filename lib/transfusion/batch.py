@@ -32,7 +32,7 @@ LINES = 15.0  # seconds between two lines of progress where there is no terminal
 
 
 class Job(NamedTuple):
-    """A file that Snakemake makes, with its log."""
+    """A file to be made, with its log."""
 
     kind: str  # group or chapter
     name: str
@@ -133,8 +133,8 @@ def _is_fresh(study: str, job: Job) -> bool:
 def _alone(study: str) -> Iterator[int]:
     """Hold a study in this cache; yields the lock's file descriptor.
 
-    Snakemake inherits it, and the kernel frees it with the last process that has it: whoever gets
-    it knows that nobody is at work, even after a kill -9, and may release what that left locked.
+    What works for it inherits it, and the kernel frees it with the last process that has it:
+    whoever gets it knows that nobody is at work, even after a kill -9.
     """
     path = _log(study).with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,8 +184,7 @@ def _watch(study: str, runs: dict[str, float], todo: list[Job], process: subproc
             bar.refresh()
             if bar.disable and time.monotonic() - said > LINES:
                 said = time.monotonic()
-                done = (first - left) / total
-                print(f"{words}, {_time_left(said - start, done, left / total)}", file=sys.stderr)
+                print(f"{words}, {_time_left(said - start, first - left, left)}", file=sys.stderr)
     return process.returncode
 
 
@@ -197,8 +196,8 @@ def _left(runs: dict[str, float], pages: list[Path]) -> tuple[dict[str, float], 
 
 
 def _time_left(seconds: float, done: float, left: float) -> str:
-    """From what was done in so many seconds, and is left, as shares of the whole."""
-    if done < 0.01:
+    """From the cost of what was done in so many seconds, and of what is left."""
+    if done < 0.01 * (done + left):
         return "how long it takes here is being measured"
     return f"about {seconds * left / done / 60:.1f} min left"
 
@@ -220,6 +219,8 @@ def _report(study: str, wanted: list[Job], todo: list[Job], begun: float, code: 
     failed = [job for job, state in states.items() if state == "failed"]
     for job in failed:
         print(f"{job.kind} {job.name}: {_last_words(job.log)} (log: {job.log})", file=sys.stderr)
+    if code and not failed and _log(study).exists():
+        print(_last_words(_log(study)), file=sys.stderr)
     if code or set(states.values()) & {"failed", "not begun"}:
         lost = sum(state in ("failed", "not begun") for state in states.values())
         raise schedule.Failed(

@@ -562,8 +562,9 @@ def _result(spec: config.Spec) -> xr.Dataset:
 
 
 def precision(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
-    """What bfloat16 does to the test AUC: CBR-Tiny as in the chapter `data`, paired by seed."""
+    """What bfloat16 does to the test AUC of CBR-Tiny on drawn retinas, paired by seed."""
     knobs = studies.parameters("quick", "data") | {"targets": ["fundus"], "seeds": 20}
+    knobs |= {"image_size": 40, "train_size": 2400, "test_size": 600, "steps": 150}
     kinds = [
         experiments.runs("data", **knobs | {"precision": kind}) for kind in ("float32", "bfloat16")
     ]

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-INSTALL = "`make install` brings all, `pip install '.[read,train]'` what reads and what trains"
+INSTALL = "`make install` brings all, `pip install --editable '.[read,train]'` what it needs"
 BEGUN = time.monotonic()  # before libraries are loaded, which takes some of a borrowed minute
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 only if everything asked for was done."""
     arguments = _parser().parse_args(argv)
+    for name in ("TRANSFUSION_CACHE", "TRANSFUSION_BUILD"):
+        if os.environ.get(name):  # relative to here, wherever a notebook or a job works
+            os.environ[name] = os.path.abspath(os.environ[name])
     try:
         arguments.command(arguments)
     except (ValueError, OSError, RuntimeError) as error:
@@ -47,14 +50,14 @@ def _parser() -> argparse.ArgumentParser:
     run = _verb(verbs, "run", _run, "compute what a study misses and render its chapters")
     run.add_argument("study")
     run.add_argument("--chapter", action="append", help="only this one (may be repeated)")
-    run.add_argument("--jobs", type=int, help="jobs at once; default: cores, or the profile's")
+    run.add_argument("--jobs", type=_count, help="jobs at once; default: cores, or the profile's")
     run.add_argument("--profile", default="local", help="a folder of params/profiles")
     run.add_argument("--dry-run", action="store_true", help="only tell what would run, and why")
 
     group = _verb(verbs, "group", _group, "compute groups of runs, as a batch job does")
     group.add_argument("study")
     group.add_argument("name", nargs="+")
-    group.add_argument("--jobs", type=int, help="workers; default: this process alone")
+    group.add_argument("--jobs", type=_count, help="workers; default: this process alone")
 
     share = _verb(verbs, "share", _share, "take part in a run on several devices (for torchrun)")
     share.add_argument("spec", help="the run, as JSON")
@@ -63,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     chapter = _verb(verbs, "chapter", _chapter, "render chapters, as a batch job does")
     chapter.add_argument("study")
     chapter.add_argument("name", nargs="+")
-    chapter.add_argument("--jobs", type=int, help="processes; default: this one alone")
+    chapter.add_argument("--jobs", type=_count, help="processes; default: this one alone")
 
     status = _verb(verbs, "status", _status, "what is done, started, failed or missing")
     status.add_argument("study")
@@ -127,6 +130,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1, got {text}")
+    return int(text)
+
+
 def _verb(verbs, name: str, command, text: str) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=text, description=text)
     verb.set_defaults(command=command)
@@ -163,6 +172,8 @@ def _chapter(arguments: argparse.Namespace) -> None:
     from transfusion import render
 
     if arguments.jobs:
+        for name in arguments.name:
+            render.checked_parameters(arguments.study, name)
         places = [(arguments.study, name) for name in arguments.name]
         return render.chapters(places, arguments.jobs)
     for name in arguments.name:

@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import yaml
+from filelock import FileLock
 from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
@@ -203,7 +204,12 @@ def book(main: str = "quick") -> Path:
     Raises RuntimeError if a page fails or the build warns.
     """
     config.one_of(main, studies.studies(), "study")
-    pages = _pages(main)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(BUILD / ".lock"):  # two calls would build in one folder
+        return _book(_pages(main), main)
+
+
+def _book(pages: dict[str, tuple[str, str]], main: str) -> Path:
     chapters([place for place in pages.values() if studies.is_collected(*place)])
     site = BUILD / "site"
     staged = {path.relative_to(BOOK): path.read_bytes() for path in _sources()}
@@ -323,7 +329,7 @@ def _sources() -> list[Path]:
 
 def _page(study: str, chapter: str, main: str) -> str:
     place = executed(study, chapter)
-    there = place.exists()
+    there = place.exists() and studies.is_collected(study, chapter)  # not one of older results
     notebook = nbformat.read(place, as_version=4) if there else _to_come(study, chapter)
     if chapter not in experiments.WITHOUT_RUNS:
         entitle(notebook, study)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import multiprocessing
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 
-from transfusion import config, data, machine, records, store
+from transfusion import config, costs, data, machine, records, store
 
 # Operations an image of a baseline with all its penalties: on the 18,778 malaria cells a core took
 # 10, 1.4 and, with ResNet-50's features, 80 seconds.
 BASELINE = {"statistics": 1e8, "thumbnail": 1.5e7, "frozen": 8e8}
 IMAGES = 10_000  # that a prepared set is taken to have, as is not known before it is read
+Ended = tuple[str, BaseException | None]  # a task's key, and its error if it went badly
 # What a process is given; synthetic images are drawn before their runs.
 Task = config.Data | config.Spec
 
@@ -157,6 +156,8 @@ def _finish(
             bar.update()
             if hidden:  # a line a task, for the log
                 print(_progress(done, len(todo), start), file=sys.stderr, flush=True)
+            if isinstance(error, OSError):
+                raise error  # a full disk: the rest could not be kept either
             if error is not None:
                 errors[key] = error
             elif study and key in tasks:
@@ -192,17 +193,15 @@ def check(todo: Iterable[Task]) -> None:
         train.check(run)
 
 
-def _perform_all(
-    tasks: list[Task], chosen: dict[str, config.Native], jobs: int
-) -> Iterator[tuple[str, BaseException | None]]:
+def _perform_all(tasks: list[Task], chosen: dict[str, config.Native], jobs: int) -> Iterator[Ended]:
     """Each task's key and error (None if it went well), as they end; needs come before tasks."""
     machine.one_thread()
-    spawn = multiprocessing.get_context("spawn")  # a forked CUDA or OpenMP state is broken
     order = ranks(tasks)
     waiting = {task.key: task for task in sorted(tasks, key=lambda t: -order[t.key])}
     while waiting:  # a process that is killed takes its pool down; the rest gets a new one
-        with ProcessPoolExecutor(jobs, spawn, _end_with, (os.getpid(),)) as pool:
-            yield from _drain(pool, waiting, chosen, jobs)
+        lost = yield from _given_up(_drain(waiting, chosen, jobs), waiting)
+        for key, task in lost.items():  # of several that ran, one was killed: each by itself
+            yield from _given_up(_drain({key: task}, chosen, 1), waiting)
 
 
 def _end_with(parent: int) -> None:
@@ -217,28 +216,57 @@ def _end_with(parent: int) -> None:
 
 
 def _drain(
-    pool: ProcessPoolExecutor,
-    waiting: dict[str, Task],
-    chosen: dict[str, config.Native],
-    jobs: int,
-) -> Iterator[tuple[str, BaseException | None]]:
-    """Start what waits, `jobs` at a time, until all is done or the pool is broken."""
-    running: dict[Future, str] = {}
-    broken = False
-    while running or (waiting and not broken):
-        while len(running) < jobs and not broken:
-            unfinished = waiting.keys() | set(running.values())
-            ready = (k for k, t in waiting.items() if not unfinished & {n.key for n in needs(t)})
-            key = next(ready, None)
-            if key is None:
-                break
-            fields = config.dump(waiting.pop(key))
-            running[pool.submit(_perform, fields, chosen.get(key))] = key
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            error = future.exception()
-            if isinstance(error, BrokenProcessPool):
-                broken, error = True, Failed("its process was killed (out of memory?)")
-            yield running.pop(future), error
+    waiting: dict[str, Task], chosen: dict[str, config.Native], jobs: int
+) -> Generator[Ended, None, dict[str, Task]]:
+    """Start what waits in a pool, `jobs` at a time, until all is done or the pool is broken; then
+    the tasks that were running are returned, if it was more than one."""
+    spawn = multiprocessing.get_context("spawn")  # a forked CUDA or OpenMP state is broken
+    running: dict[Future, tuple[str, Task]] = {}
+    lost: dict[str, Task] = {}
+    with ProcessPoolExecutor(jobs, spawn, _end_with, (os.getpid(),)) as pool:
+        while running or (waiting and not lost):
+            while len(running) < jobs and not lost and (key := _ready(waiting, running)):
+                try:
+                    future = pool.submit(_perform, config.dump(waiting[key]), chosen.get(key))
+                except BrokenProcessPool:  # and nobody waited for it yet
+                    if not running:
+                        return {}
+                    break
+                running[future] = key, waiting.pop(key)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                (key, task), error = running.pop(future), future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    lost[key] = task
+                else:
+                    yield key, error
+    if len(lost) > 1:
+        return lost
+    for key in lost:
+        yield key, Failed("its process was killed (out of memory?)")
+    return {}
+
+
+def _ready(waiting: dict[str, Task], running: dict[Future, tuple[str, Task]]) -> str | None:
+    """What waits for nothing that is not done."""
+    unfinished = waiting.keys() | {key for key, _ in running.values()}
+    ready = (k for k, task in waiting.items() if not unfinished & {n.key for n in needs(task)})
+    return next(ready, None)
+
+
+def _given_up(
+    ended: Generator[Ended, None, dict[str, Task]], waiting: dict[str, Task]
+) -> Generator[Ended, None, dict[str, Task]]:
+    """As they end; what waits for one that failed ends with it, or each would try it again."""
+    while True:
+        try:
+            key, error = next(ended)
+        except StopIteration as end:
+            return end.value
+        yield key, error
+        needed = [k for k, t in waiting.items() if error and key in {n.key for n in needs(t)}]
+        for each in needed:
+            del waiting[each]
+            yield each, Failed(f"it needs {key}, which failed")
 
 
 def ranks(tasks: list[Task]) -> dict[str, float]:
@@ -258,30 +286,14 @@ def cost(task: Task) -> float:
         return 1e9 * sum(n or 0 for n in (task.train, task.valid, task.test))
     if isinstance(task, config.Comparison):
         first = task.runs[0]
-        return 2 * len(task.runs) * task.images * _flops(first.model, first.data.size)
+        return 2 * len(task.runs) * task.images * costs.flops(first.model, first.data.size)
     if isinstance(task, config.Baseline):
         counts = [task.data.train, task.data.valid, task.data.test]
         images = IMAGES if None in counts else sum(n or 0 for n in counts)
-        reads = _flops(task.model, task.data.size) if task.model else 0
+        reads = costs.flops(task.model, task.data.size) if task.model else 0
         return images * (BASELINE[task.features] + reads)
     passes = 3 * task.optim.steps * task.optim.batch
-    return passes * _flops(task.model, task.data.size)
-
-
-def _flops(model: str, size: int) -> int:
-    """`models.flops`, counted once a cache: that takes torch, which loads for seconds."""
-    path = store.root() / "flops.json"
-    try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
-        known = {}
-    if f"{model} {size}" not in known:
-        from transfusion import models
-
-        known[f"{model} {size}"] = models.flops(model, size)
-        with contextlib.suppress(OSError):  # a cache that cannot be written is told elsewhere
-            store.write_json(path, known)
-    return known[f"{model} {size}"]
+    return passes * costs.flops(task.model, task.data.size)
 
 
 def _perform(fields: dict, precision: config.Native | None = None) -> None:

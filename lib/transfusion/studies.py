@@ -68,7 +68,7 @@ def parameters(study: str, chapter: str) -> dict:
     return values
 
 
-class _Yaml(yaml.CSafeLoader):
+class _Yaml(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML whose 1e-3 is a number, as in YAML 1.2."""
 
 
@@ -225,19 +225,19 @@ def compute(study: str, *names: str, jobs: int | None = None) -> None:
             _close(study, name, group, str(error))
         raise
     for name, group in chosen.items():
-        store.write_json(done_file(study, name), {"results": _results(study, group)})
+        _close(study, name, group, "")
 
 
 def _close(study: str, name: str, group: Group, error: str) -> None:
     """A group's done-file; or where it is not whole, what of the error is its own, as its log."""
+    log = done_file(study, name).with_suffix(".log")
     if not schedule.missing(group.specs, study):
         store.write_json(done_file(study, name), {"results": _results(study, group)})
         return
     keys = {spec.key for spec in everything(group.specs)}
     lines = [line for line in error.splitlines() if keys & {*re.findall(r"\w+", line)}]
-    log = done_file(study, name).with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text("transfusion: " + "\n".join(line.strip() for line in lines or [error]) + "\n")
+    log.write_text("transfusion: " + "\n  ".join(line.strip() for line in lines or [error]) + "\n")
 
 
 def _results(study: str, group: Group) -> dict[str, str]:

@@ -8,20 +8,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from transfusion import config, filters, metrics
+from transfusion import config, costs, filters, metrics
 
 Labels = dict[str, str | int | float]
 # Trainable parameters with five outputs, so that these are read without torch; others are counted.
-PARAMETERS = {
-    "cbr_tiny": 1_079_845,
-    "cbr_small": 2_114_341,
-    "cbr_large_t": 8_539_173,
-    "cbr_large_w": 8_443_461,
-    "resnet18": 11_179_077,
-    "resnet50": 23_518_277,
-    "resnet50_slim": 7_140_421,
-    "inception_v3": 21_795_813,
-}
 ALL = 0  # as a number of training images: all that a fold has
 Results = list[tuple[Labels, config.Spec, xr.Dataset]]
 
@@ -133,20 +123,18 @@ def performance_table(results: Results) -> xr.Dataset:
 
 def cost_table(results: Results) -> xr.Dataset:
     """With what each network costs: parameters, multiply-adds and kept bytes an image, seconds."""
-    from transfusion import models
-
     table = scored_table(results)
     names, size = [str(m) for m in table.model.values], results[0][1].data.size
     runs = [each for each in results if isinstance(each[1], config.Run)]
     seconds = [result.attrs.get("seconds", np.nan) for _, _, result in runs]
     spent = xr.DataArray(seconds, dims="run", name="seconds").to_dataset()
     spent = _unstack(spent, [labels for labels, _, _ in runs], "run")
-    costs = {
-        "parameters": [models.parameters(name) for name in names],
-        "multiply_adds": [models.flops(name, size) // 2 for name in names],
-        "memory": [models.memory(name, size) for name in names],
+    found = {
+        "parameters": [costs.parameters(name) for name in names],
+        "multiply_adds": [costs.flops(name, size) // 2 for name in names],
+        "memory": [costs.memory(name, size) for name in names],
     }
-    return table.merge(spent).assign({n: ("model", values) for n, values in costs.items()})
+    return table.merge(spent).assign({n: ("model", values) for n, values in found.items()})
 
 
 def _joined(parts: list[xr.Dataset], dim: str = "run") -> xr.Dataset:
@@ -216,16 +204,8 @@ def change_table(results: Results) -> xr.Dataset:
     """Comparisons of networks before and after training, the number of their parameters, and the
     AUC of each."""
     table = _comparison_table(results).drop_vars(["map", "map_null", "other"])
-    counts = [_parameters(str(model)) for model in table.model.values]
+    counts = [costs.parameters(str(model)) for model in table.model.values]
     return table.assign(parameters=("model", counts))
-
-
-def _parameters(model: str) -> int:
-    if model in PARAMETERS:
-        return PARAMETERS[model]
-    from transfusion import models
-
-    return models.parameters(model)
 
 
 def _comparison_table(results: Results) -> xr.Dataset:
