@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import xarray as xr
@@ -149,7 +150,8 @@ def contents(out):
 
 def test_workers_end_with_whoever_started_them(packed, tmp_path):
     process = called(packed, tmp_path / "back", minutes=1)
-    time.sleep(8)
+    while process.poll() is None and not psutil.Process(process.pid).children():
+        time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()  # ends when the last that holds its pipe has ended
     assert process.returncode == -signal.SIGKILL
