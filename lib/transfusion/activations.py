@@ -24,7 +24,7 @@ ACROSS = "all blocks"  # the layer in which blocks are compared with each other
 
 
 class Extractor(nn.Module):
-    """See `extractor`."""
+    """A network in evaluation mode that returns {block: activations (N, channels, h, w)}."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def _keep(found: dict[str, Tensor], block: str, module: nn.Module, _: Any, outpu
 
 
 def extractor(net: nn.Module) -> Extractor:
-    """The network in evaluation mode, returning {block: activations (N, channels, h, w)}."""
+    """`Extractor` by the name that the guide uses."""
     return Extractor(net)
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,25 +84,32 @@ def run(
 def _make(
     study: str, wanted: list[Job], todo: list[Job], jobs: int | None, profile: str, lock: int
 ) -> int:
-    """Make what is wanted, of which this is to do; the last exit code that was not 0."""
-    ahead = _missing(study, todo)
-    runs = {spec.key: schedule.cost(spec) for spec in ahead}
-    watch = functools.partial(_watch, study, runs, todo)
+    """Make what is wanted, of which this is to do; an exit code that is 0 only if all went well."""
+    runs = {spec.key: schedule.cost(spec) for spec in _missing(study, todo)}
+
+    def watched(command: list[str]) -> int:
+        with _log(study).open("a") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[lock])
+            return _watch(study, runs, todo, process)
+
+    if profile == "local" and not machine.gpus():
+        return _by_workers(study, todo, jobs, watched)
+    return watched(_snakemake(study, wanted, jobs, profile))
+
+
+def _by_workers(
+    study: str, todo: list[Job], jobs: int | None, watched: Callable[[list[str]], int]
+) -> int:
+    """All groups in one pool, then the pages whose groups are whole."""
+
+    def command(verb: str, names: list[str]) -> list[str]:
+        workers = str(jobs or os.cpu_count() or 1)
+        return [sys.executable, "-m", "transfusion", verb, study, *names, "--jobs", workers]
+
     groups = [job.name for job in todo if job.kind == "group"]
-    pooled = profile == "local" and not machine.gpus()
-    with _log(study).open("a") as log:
-        start = functools.partial(subprocess.Popen, stdout=log, stderr=log, pass_fds=[lock])
-        if not pooled:
-            return watch(start(_snakemake(study, wanted, jobs, profile)))
-        code = watch(start(_by_workers("group", study, groups, jobs))) if groups else 0
-        pages = [job.name for job in todo if job.kind == "chapter"]
-        whole = [name for name in pages if _can_be_shown(study, name)]
-        return (watch(start(_by_workers("chapter", study, whole, jobs))) if whole else 0) or code
-
-
-def _by_workers(verb: str, study: str, names: list[str], jobs: int | None) -> list[str]:
-    workers = ["--jobs", str(jobs or os.cpu_count() or 1)]
-    return [sys.executable, "-m", "transfusion", verb, study, *names, *workers]
+    code = watched(command("group", groups)) if groups else 0
+    pages = [job.name for job in todo if job.kind == "chapter" and _can_be_shown(study, job.name)]
+    return (watched(command("chapter", pages)) if pages else 0) or code
 
 
 def _can_be_shown(study: str, chapter: str) -> bool:

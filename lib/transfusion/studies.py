@@ -214,6 +214,7 @@ def compute(study: str, *names: str, jobs: int | None = None) -> None:
     """
     chosen = {name: groups(study)[config.one_of(name, groups(study), "group")] for name in names}
     specs = [spec for group in chosen.values() for spec in group.specs]
+    failed = None
     try:
         if jobs:
             schedule.compute(specs, study, jobs=jobs)
@@ -221,11 +222,11 @@ def compute(study: str, *names: str, jobs: int | None = None) -> None:
             machine.lease_gpus(max(group.devices for group in chosen.values()))
             schedule.compute_here(specs, study)
     except schedule.Failed as error:
-        for name, group in chosen.items():
-            _close(study, name, group, str(error))
-        raise
+        failed = error
     for name, group in chosen.items():
-        _close(study, name, group, "")
+        _close(study, name, group, str(failed))
+    if failed:
+        raise failed
 
 
 def _close(study: str, name: str, group: Group, error: str) -> None:
