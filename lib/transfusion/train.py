@@ -264,10 +264,11 @@ def _train(
     start = saved = time.perf_counter()
     net.train()
     first = _rows(run, len(pixels), progress.step).to(pixels.device)
+    _set_lr(adam, learning_rate(run.optim, progress.step))  # the full rate would tear losses apart
     step_on, stepped = graphs.faster(take, first, lambda: _changing(net, adam))
     for step in range(progress.step, run.optim.steps):
         torch.manual_seed(_step_seed(run, step))
-        rows = _rows(run, len(pixels), step).to(pixels.device)
+        rows = _rows(run, len(pixels), step).to(pixels.device, non_blocking=True)
         _set_lr(adam, learning_rate(run.optim, step))
         losses.append(step_on(rows))
         progress.step = step + 1
