@@ -306,9 +306,7 @@ def _merge_part(part: Path, found: Merged) -> None:
             _check(facts)
             record = records.decoded(header, records.payload(records.Place(part, header)))
             folder = store.records_folder(facts["study"])
-            lost = [n for n in facts.get("shares", []) if not records.is_whole(folder, n)]
-            if lost:
-                raise ValueError(f"what it shares is not there: {', '.join(lost)}")
+            _share(part.parent, facts["study"], facts.get("shares", []))
             new = records.append(folder, record)
         except (store.Damaged, ValueError) as error:
             found.refused[name] = str(error)
@@ -318,6 +316,16 @@ def _merge_part(part: Path, found: Merged) -> None:
         (found.added if new else found.there).append(name)
         if new and facts.get("commit") != store.provenance()["commit"]:
             found.other_code.append(name)
+
+
+def _share(given: Path, study: str, names: list[str]) -> None:
+    """Have in a study what one of its records shares: a box of several studies holds it once, by
+    whichever came first. Raises ValueError where it is in neither."""
+    folder = store.records_folder(study)
+    for name in (n for n in names if not records.is_whole(folder, n)):
+        if not records.is_whole(given, name):
+            raise ValueError(f"what it shares is not there: {name}")
+        records.append(folder, records.read(given, name).assign_attrs(study=study))
 
 
 def _check(facts: dict[str, Any]) -> None:

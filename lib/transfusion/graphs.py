@@ -18,7 +18,7 @@ from transfusion import parallel
 Step = Callable[[Tensor], Tensor]  # row numbers of a batch -> its loss
 WARM = 3  # steps before a capture, as PyTorch asks: libraries choose and allocate in them
 TRIED = 10  # steps that are timed and compared, of either kind
-CLOSE = 1e-3  # of the largest loss, by which they may differ: bfloat16 has three digits
+CLOSE = 1e-2  # of the largest loss: kernels that add in any order, in bfloat16, ten steps long
 log = logging.getLogger(__name__)
 
 

@@ -228,6 +228,12 @@ def memory(name: str, size: int) -> int:
 
 def normalise(images: Tensor) -> Tensor:
     """(N, 3, H, W) uint8 -> float32 with ImageNet's mean and deviation, as the weights expect."""
-    mean = torch.tensor([0.485, 0.456, 0.406], device=images.device).view(3, 1, 1)
-    deviation = torch.tensor([0.229, 0.224, 0.225], device=images.device).view(3, 1, 1)
+    mean, deviation = _channels(images.device)
     return (images.float() / 255 - mean) / deviation
+
+
+@cache
+def _channels(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, made once a device: a CUDA graph cannot bring them from the CPU."""
+    mean, deviation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    return tuple(torch.tensor(v, device=device).view(3, 1, 1) for v in (mean, deviation))
