@@ -235,5 +235,6 @@ def normalise(images: Tensor) -> Tensor:
 @cache
 def _channels(device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and deviation, made once a device: a CUDA graph cannot bring them from the CPU."""
-    mean, deviation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    return tuple(torch.tensor(v, device=device).view(3, 1, 1) for v in (mean, deviation))
+    of_channels = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    mean, deviation = (torch.tensor(v, device=device).view(3, 1, 1) for v in of_channels)
+    return mean, deviation
