@@ -69,6 +69,7 @@ class Knobs:
     targets: list[str] | None = None
     train_sizes: list[config.Count | None] = field(default_factory=list)
     rates: list[config.Positive] = field(default_factory=list)
+    grown: dict[str, list[config.Positive]] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
     variants: dict[str, dict] = field(default_factory=dict)
     images: config.Count = 1000
@@ -150,7 +151,7 @@ def _trainings(knobs: Knobs) -> Iterator[tuple[Labels, config.Run]]:
     """Models x inits x rates x folds x seeds on one target: at its own rate, or each of `rates`."""
     for model in knobs.models:
         for init in knobs.own_inits.get(model, knobs.inits):
-            for rate in _asked_rates(knobs):
+            for rate in [*_asked_rates(knobs), *knobs.grown.get(f"{model} {init}", [])]:
                 asked = {"lr": rate} if rate else {}
                 for fold, seed in itertools.product(_folds(knobs), range(knobs.seeds)):
                     run = _run(knobs, knobs.target, model, init, fold, seed, rate)
