@@ -167,6 +167,16 @@ def test_bad_knobs_are_named(cache, changes, message):
 # --- the chapters' grids ---------------------------------------------------------------------
 
 
+def test_a_grid_grows_for_the_arms_whose_best_rate_lay_at_its_end():
+    knobs = {**KNOBS, "rates": [0.1, 0.01], "grown": {"cbr_tiny transfer": [0.3]}}
+    found = [run for run in experiments.runs("tuning", **knobs) if isinstance(run, config.Run)]
+    asked = {(run.model, run.init.name, run.optim.lr) for run in found}
+    assert {(model, init) for model, init, lr in asked if lr == 0.3} == {("cbr_tiny", "transfer")}
+    assert len(asked) == 2 * len(KNOBS["models"]) * len(KNOBS["inits"]) + 1
+    with pytest.raises(ValueError, match="arm of grown"):
+        experiments.runs("tuning", **knobs | {"grown": {"cbr_tiny": [0.3]}})
+
+
 def rates(runs):
     return {(run.model, run.init.name): run.optim.lr for run in runs}
 

@@ -105,6 +105,8 @@ def _knobs(parameters: dict) -> Knobs:
         if not model or not init:
             raise ValueError(f"tuned: {arm!r}: expected `model init`, such as 'resnet50 transfer'")
         config.init_name(init)
+    for arm in knobs.grown:
+        config.one_of(arm, [f"{m} {i}" for m in knobs.models for i in knobs.inits], "arm of grown")
     if knobs.fold is not None and knobs.fold >= (knobs.folds or 1):
         raise ValueError(f"fold {knobs.fold}: expected 0 to {(knobs.folds or 1) - 1}")
     return knobs
