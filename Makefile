@@ -50,7 +50,8 @@ study: install
 
 # Some environments hold numpy's library to an old processor, at half the speed.
 bench: install
-	env -u OPENBLAS_CORETYPE $(BIN)/transfusion bench
+	$(INSTALL) '.[bench]'
+	env -u OPENBLAS_CORETYPE $(BIN)/transfusion bench --quick
 
 # What running a notebook leaves is not saved, so that git sees edits alone.
 lab: install

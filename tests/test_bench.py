@@ -1,7 +1,9 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -128,6 +130,24 @@ def test_text_and_csv(two_rows, capsys, tmp_path):
     assert "10 G/s" in out and "ratio 1.9  met" in out
     assert len((tmp_path / "bench.csv").read_text().splitlines()) == 3
     assert "10 G/s" in (tmp_path / "bench-setting.csv").read_text()
+
+
+def test_the_same_held_to_avx2_stands_beside_it(two_rows, monkeypatch, capsys, tmp_path):
+    lines = [bench._line(row(ratios=(0.5, 0.5, 0.5), goal=1.9))]
+    text = "\n".join(map(json.dumps, [{"precision": "float32"}, *lines]))
+    asked = []
+
+    def ran(command, env, **_):
+        asked.append((command[3:], env["ONEDNN_MAX_CPU_ISA"]))
+        return SimpleNamespace(stdout=text)
+
+    monkeypatch.setattr(bench.subprocess, "run", ran)
+    path = tmp_path / "bench.csv"
+    assert cli.main(["bench", "--avx2", "--section", "step", "--csv", str(path)]) == 0
+    assert asked == [(["bench", "--json", "--section", "step"], "AVX2")]
+    table = pd.read_csv(path)
+    assert list(table["verdict"]) == ["met", "missed"] and "0.50" in table["ratio, AVX2"][0]
+    assert table["verdict, AVX2"][0] == "missed"
 
 
 def test_unknown_section(capsys):

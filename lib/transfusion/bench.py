@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -56,6 +57,7 @@ EPOCHS = 10  # of the end-to-end case: how often each decoded photograph is used
 CHUNKS = 32  # of 16 MiB, of the activations written
 PHOTOGRAPH = 587  # pixels; the paper's image size
 SETTINGS = ("OPENBLAS_CORETYPE", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
@@ -107,8 +109,11 @@ def run(sections: list[str] | None = None, *, quick: bool = False) -> Iterator[A
         yield from section(limits, 0.2 if quick else 1.0, 3 if quick else 5)
 
 
-def report(sections: list[str] | None, quick: bool, as_json: bool, csv: Path | None) -> None:
-    """Print what `run` gives as it comes; `csv` keeps the table that the book shows."""
+def report(
+    sections: list[str] | None, quick: bool, as_json: bool, csv: Path | None, avx2: bool
+) -> None:
+    """Print what `run` gives as it comes; `csv` keeps the table that the book shows, with `avx2`
+    beside it the same of libraries that are held to what every processor has."""
     lines, found = [], run(sections, quick=quick)
     facts = next(found)
     text = "\n".join(f"{name:22} {value}" for name, value in _shown(facts).items())
@@ -117,10 +122,26 @@ def report(sections: list[str] | None, quick: bool, as_json: bool, csv: Path | N
         lines.append(_line(row))
         text = "  ".join(filter(None, lines[-1].values()))
         print(json.dumps(asdict(row) | lines[-1]) if as_json else text, flush=True)
+    if avx2:
+        _beside(lines, sections, quick)
     if csv:
         _save(csv, lines)
         about = [{"what": name, "value": value} for name, value in _shown(facts).items()]
         _save(csv.with_stem(f"{csv.stem}-setting"), about)
+
+
+def _beside(lines: list[dict], sections: list[str] | None, quick: bool) -> None:
+    """Add to each line what the same row is without AVX-512, AMX and bfloat16."""
+    command = [sys.executable, "-m", "transfusion", "bench", "--json"]
+    command += [word for name in sections or [] for word in ("--section", name)]
+    command += ["--quick"] if quick else []
+    told = subprocess.run(command, env=os.environ | AVX2, stdout=subprocess.PIPE, check=True)
+    _, *rows = map(json.loads, told.stdout.splitlines())
+    held = {row["what"]: row for row in rows}
+    for line in lines:
+        other = held[line["what"]]
+        line |= {f"{name}, AVX2": other[name] for name in ("ratio", "verdict", "ours")}
+        print("  ".join(filter(None, (line["what"], "AVX2", other["ratio"], other["verdict"]))))
 
 
 def _save(path: Path, lines: list[dict]) -> None:
@@ -172,9 +193,17 @@ def setting() -> dict:
         "cores": os.cpu_count(),
         "load": str(os.getloadavg()[0]),
         "precision": machine.precision(),
+        "pytorch-cka": _version("pytorch-cka"),
         **{name: os.environ.get(name, "unset") for name in SETTINGS},
         **store.provenance(),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def ceilings() -> dict[str, float]:
@@ -420,7 +449,7 @@ def _write(path: Path, maps: np.ndarray) -> None:
 def cca(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     """Canonical correlations of float32 activations in memory, in float64 arithmetic, against the
     textbook's way; one thread."""
-    n, few = 50_000, 3 if seconds >= 1 else 1
+    n, few = (50_000, 3) if seconds >= 1 else (20_000, 1)
     x, y = (layer.reshape(n, 512).astype(np.float32) for layer in _layers(n, 1, 512))
     agree_cca(x[:4000, :64], y[:4000, :64])
     plain, ours = partial(reference.cca, x.T.copy(), y.T.copy()), partial(_moments, (x, y), "cca")
@@ -431,6 +460,7 @@ def cca(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     yield _compare("cca", f"{case}, with null and error", plain, judged, 0, few)
     plain, ours = partial(reference.svcca, *plain.args), partial(_moments, (x, y), "svcca")
     yield _compare("cca", f"SVCCA, {case}", plain, ours, 0, few, warm=False, goal=5.0)
+    yield from _pytorch_cka(few)
     yield _all_pairs(few)
     yield _positions(few)
     yield from _peak(int(1e6 * seconds))
@@ -456,6 +486,24 @@ def agree_cca(x: np.ndarray, y: np.ndarray) -> None:
         ours, expected = _moments((x, y), measure).coefficients, plain(x.T, y.T)
         if len(ours) != len(expected) or np.abs(ours - expected).max() > 1e-6:
             raise ArithmeticError(f"{measure}: {ours[:3]}... and {expected[:3]}... differ")
+
+
+def _pytorch_cka(rounds: int) -> Iterator[Row]:
+    """Unbiased linear CKA against that library, where the extra `bench` is installed; it compares
+    images by images, so few of them."""
+    try:
+        from cka import cka_from_features
+    except ImportError:
+        return
+    n = 4000
+    x, y = (layer.reshape(n, 512) for layer in _layers(n, 1, 512))
+    plain = partial(cka_from_features, torch.from_numpy(x), torch.from_numpy(y))
+    ours = partial(_moments, (x, y), "linear_cka")
+    found, expected = ours(), float(plain())
+    if abs(found.mean - expected) > 1e-6:
+        raise ArithmeticError(f"CKA: {found.mean}, and by pytorch-cka {expected}")
+    case = f"CKA, one pair, 512 neurons, {n:,} images, for pytorch-cka"
+    yield _compare("cca", case, plain, ours, 0, rounds)
 
 
 def _all_pairs(rounds: int) -> Row:
@@ -530,7 +578,7 @@ def end_to_end(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
         with _photographs(steps * BATCH // EPOCHS) as folder:
             plain, ours = _studies(model, folder, steps)
             case = f"{model} 64 px, {steps} steps, {EPOCHS} epochs"
-            few = (rounds + 1) // 2  # of two calls each way
+            few = 3 if seconds >= 1 else 1  # of two calls each way
             goal = goal if machine.precision() == "bfloat16" else 1.0
             yield _compare("end to end", case, plain, ours, 0, few, warm=False, goal=goal)
 
