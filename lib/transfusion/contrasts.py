@@ -125,8 +125,9 @@ def has(results: xr.Dataset, **labels: object) -> bool:
 def learned(results: xr.Dataset) -> set[tuple[str, str]]:
     """The arms (model, init) that have learned: test AUC above that of both simple baselines, each
     difference with its 95 % interval. None where no baseline was computed."""
-    table = levels(results)
-    return {key for key, row in table.iterrows() if row["learned"]}
+    named = itertools.product(results.model.values, results.init.values)
+    arms = [(str(m), str(i)) for m, i in named if has(results, model=m, init=i)]
+    return {(m, i) for m, i in arms if _above(results, arm(results, model=m, init=i))["learned"]}
 
 
 def levels(results: xr.Dataset) -> pd.DataFrame:

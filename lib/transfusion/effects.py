@@ -164,7 +164,7 @@ def loose(rho: metrics.Correlation) -> metrics.Decision:
     if rho.n < 4 or np.isnan(rho.mean):
         return metrics.Decision("not testable", 1.0)
     inside = np.arctanh(LOOSE) - np.arctanh(min(abs(rho.mean), 1 - 1e-9))
-    p = min(1.0, 2 * float(scipy.stats.norm.sf(inside * np.sqrt(rho.n - 3))))
+    p = min(1.0, 2 * float(scipy.special.ndtr(-inside * np.sqrt(rho.n - 3))))
     if p < metrics.LEVEL:
         return metrics.Decision("holds", p)
     return metrics.Decision("differs" if rho.p < metrics.LEVEL else "inconclusive", rho.p)

@@ -63,7 +63,7 @@ class Similarity:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Of the value that ever more images would give: corrected +- t se."""
-        half = float(scipy.stats.t.ppf((1 + level) / 2, self.blocks - 1)) * self.se
+        half = float(scipy.special.stdtrit(self.blocks - 1, (1 + level) / 2)) * self.se
         return self.corrected - half, self.corrected + half
 
 
