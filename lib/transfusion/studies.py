@@ -107,12 +107,13 @@ def is_collected(study: str, chapter: str) -> bool:
 
 
 def results(study: str, chapter: str) -> xr.Dataset:
-    """The collected results of a chapter, made of the study's records where they are not yet.
+    """The collected results of a chapter, made of the study's records where they are not yet, or
+    where these or the parameters have changed since.
 
     Raises FileNotFoundError where some of its runs were not computed.
     """
     known = study in studies() and chapter in chapters(study)
-    if known and not store.results_path(study, chapter).exists() and is_collected(study, chapter):
+    if known and is_collected(study, chapter):
         return experiments.collect(chapter, **parameters(study, chapter))
     return store.open(study, chapter)
 
