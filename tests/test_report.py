@@ -281,6 +281,7 @@ def test_effort_is_told_in_fitting_units():
     hours = (1.34, 0.45, 1 / 60, 0)
     told = ["1.3 core-hours", "27 core-minutes", "about a core-minute", "about a core-minute"]
     assert [report._effort(h) for h in hours] == told
+    assert report._effort(0.15, "NVIDIA H200") == "9 minutes of trainings on NVIDIA H200"
 
 
 def test_names_of_rows_leave_a_phone_room():

@@ -366,7 +366,8 @@ def tuning_table(results: xr.Dataset) -> HTML:
     for arm, top in tuning.best_rates(results).items():
         model, init = arm.split(" ")
         values = reached.sel(model=model, init=init)
-        cells = {f"{rate:g}": f"{float(values.sel(lr=rate)):.2f}" for rate in reached.lr.values}
+        at = {f"{rate:g}": float(values.sel(lr=rate)) for rate in reached.lr.values}
+        cells = {rate: "–" if np.isnan(value) else f"{value:.2f}" for rate, value in at.items()}
         cells[f"{top:g}"] = f"<b>{cells[f'{top:g}']}</b>"
         told = {"best lies": "at an end" if arm in ends else "inside"}
         rows.append({"model": figures.title(model), "init": figures.title(init)} | cells | told)
@@ -491,11 +492,13 @@ def glue(**values: object) -> None:
         keep(name, value.item() if isinstance(value, np.generic) else value, display=False)
 
 
-def _effort(hours: float) -> str:
-    """`1.3 core-hours`, `27 core-minutes`."""
+def _effort(hours: float, device: str = "cpu") -> str:
+    """`1.3 core-hours`, `27 core-minutes`; of trainings that share a GPU, `27 minutes of them`."""
+    minutes = round(60 * hours)
+    if device != "cpu":
+        return f"{max(1, minutes)} minutes of trainings on {device}"
     if hours > 1:
         return f"{hours:.1f} core-hours"
-    minutes = round(60 * hours)
     return f"{minutes} core-minutes" if minutes > 1 else "about a core-minute"
 
 
@@ -520,6 +523,8 @@ def footer(results: xr.Dataset, chapter: str) -> HTML:
     and every key."""
     runs = pd.DataFrame(json.loads(results.attrs["runs"]))
     study, hours = json.loads(results.attrs["parameters"])["study"], runs["seconds"].sum() / 3600
+    by_device = runs.groupby("device")["seconds"].sum() / 3600
+    spent = " and ".join(_effort(each, str(device)) for device, each in by_device.items())
     facts = {
         "results": f"{len(runs)}, of which {int((runs['status'] != 'done').sum())} failed",
         "device": _devices(runs),
@@ -535,7 +540,7 @@ def footer(results: xr.Dataset, chapter: str) -> HTML:
     table = look(runs[columns].round({"seconds": 1}), index=False).data
     return HTML(
         f'<p class="again">Run it again: <code>transfusion run {study} --chapter {chapter}</code>, '
-        f"{_effort(hours)} where these numbers were made.</p>"
+        f"{spent} where these numbers were made.</p>"
         '<details class="provenance"><summary>Where these numbers come from</summary>'
         f"<dl>{lines}</dl>{table}</details>"
     )
