@@ -2,11 +2,11 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 from transfusion import config, data, experiments, schedule, store
 
+from . import accidents
 from .conftest import KNOBS, collect
 
 
@@ -37,18 +37,8 @@ def test_what_cannot_run_stops_everything_before_it_starts(cache):
     assert not (cache / "runs").exists()
 
 
-def break_on_seed_1(fields, precision):
-    if fields["seed"] == 1:
-        raise RuntimeError("broken")
-
-
-def die_on_seed_1(fields, precision):
-    if fields["seed"] == 1:
-        os._exit(9)
-
-
 @pytest.mark.parametrize(
-    ("accident", "message"), [(break_on_seed_1, "broken"), (die_on_seed_1, "")]
+    ("accident", "message"), [(accidents.break_on_seed_1, "broken"), (accidents.die_on_seed_1, "")]
 )
 def test_accidents_are_reported_with_key_and_log(cache, monkeypatch, accident, message):
     monkeypatch.setattr(schedule, "_perform", accident)
@@ -58,34 +48,23 @@ def test_accidents_are_reported_with_key_and_log(cache, monkeypatch, accident, m
 
 
 def test_a_killed_process_takes_only_its_own_run_along(cache, monkeypatch):
-    monkeypatch.setattr(schedule, "_perform", die_on_seed_1)
+    monkeypatch.setattr(schedule, "_perform", accidents.die_on_seed_1)
     runs = experiments.runs("hybrids", **{**KNOBS, "inits": ["random"], "seeds": 4})
     with pytest.raises(schedule.Failed, match="1 of 7 could not") as failed:
         schedule.compute(runs, jobs=1)
     assert runs[1].key in str(failed.value) and runs[2].key not in str(failed.value)
 
 
-def die_or_wait(fields, precision):
-    if fields["seed"] == 1:
-        time.sleep(1)  # until another runs beside it
-        os._exit(9)
-    time.sleep(2)
-
-
 def test_a_killed_process_takes_nothing_along_that_ran_beside_it(cache, monkeypatch):
-    monkeypatch.setattr(schedule, "_perform", die_or_wait)
+    monkeypatch.setattr(schedule, "_perform", accidents.die_or_wait)
     runs = experiments.runs("tuning", **{**KNOBS, "inits": ["random"], "seeds": 3, "rates": [0.1]})
     ended = dict(schedule._perform_all(runs, {}, 2))
     assert {key for key, error in ended.items() if error} == {runs[1].key}
     assert len(ended) == 3
 
 
-def break_all(fields, precision):
-    raise RuntimeError("broken")
-
-
 def test_what_waits_for_a_run_that_failed_is_not_tried(cache, monkeypatch):
-    monkeypatch.setattr(schedule, "_perform", break_all)
+    monkeypatch.setattr(schedule, "_perform", accidents.break_all)
     (source, *_, last) = [s for s in schedule.missing(transfers()) if isinstance(s, config.Run)]
     ended = dict(schedule._perform_all([source, last], {}, 1))
     assert str(ended[source.key]) == "broken" and source.key in str(ended[last.key])
