@@ -13,7 +13,7 @@ import nbformat
 import numpy as np
 import psutil
 import pytest
-from transfusion import config, store, studies
+from transfusion import batch, config, store, studies
 
 from .conftest import KNOBS, ROOT, link_tracked
 
@@ -137,6 +137,13 @@ def test_a_second_call_waits_for_the_first_and_does_nothing_twice(checkout):
     logs = [log.read_text() for log in checkout.cache.glob("runs/*/log.txt")]
     ends = [log.count(f"step {STUDY['steps']} of") for log in logs]
     assert ends == [1] * STUDY["seeds"], "each was trained once"
+
+
+def test_time_left_is_told_once_it_has_been_measured():
+    measured = "how long it takes here is being measured"
+    assert batch._time_left(10, done=50, left=50) == measured, "at first all is loaded"
+    assert batch._time_left(60, done=0.5, left=99.5) == measured
+    assert batch._time_left(60, done=25, left=75) == "about 3.0 min left"
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ ENDED = ("done", "failed")  # a run that failed by itself (no finite loss) has e
 OUTCOMES = ("done", "up to date", "failed", "not begun")
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left"
 LINES = 15.0  # seconds between two lines of progress where there is no terminal
+MEASURED = 20.0  # seconds before a rate is believed: at first all cores load, or small networks run
 
 
 class Job(NamedTuple):
@@ -203,7 +204,7 @@ def _left(runs: dict[str, float], pages: list[Path]) -> tuple[dict[str, float], 
 
 def _time_left(seconds: float, done: float, left: float) -> str:
     """From the cost of what was done in so many seconds, and of what is left."""
-    if done < 0.01 * (done + left):
+    if seconds < MEASURED or done < 0.01 * (done + left):
         return "how long it takes here is being measured"
     return f"about {seconds * left / done / 60:.1f} min left"
 
