@@ -143,24 +143,31 @@ def performance(results: xr.Dataset) -> hv.Overlay:
         layers.append(marks.opts(hv.opts.Scatter(tools=["hover"], size=11, **_mark(init))))
     top = 100 * results["test_auc"].isel(model=0).mean(["fold", "seed"]).to_series()
     layers += _named_above(top, len(rows) - 0.62)
-    layers += _probes(results, rows) + _baselines(results, -0.45)
+    layers += _probes(results, rows) + _baselines(results, (-0.45, -0.65))
     ticks = [(i, title(model)) for model, i in rows.items()]
-    limits = dict(ylim=(-0.6, len(rows) - 0.2), padding=(0.3, 0.1))  # room for the names
+    limits = dict(ylim=(-0.8, len(rows) - 0.2), padding=(0.3, 0.1))  # room for the names
     return hv.Overlay(layers).opts(
         yticks=ticks, ylabel="", xlabel="test AUC (%)", show_legend=len(top) != 2, **limits
     )
 
 
-def _baselines(results: xr.Dataset, height: float) -> list[hv.Element]:
-    """A dashed line for each simple baseline, its mean over folds, named at its foot."""
+def _baselines(results: xr.Dataset, heights: tuple[float, float]) -> list[hv.Element]:
+    """A dashed line for each simple baseline, its mean over folds, named at these heights: on the
+    side of the other marks, where a phone too has room, and each in a line of its own."""
     if "baseline_auc" not in results:
         return []
     found = 100 * results["baseline_auc"].mean("fold").to_series().sort_values()
     layers = [hv.VLine(value).opts(color=NULL, line_dash="dashed", line_width=1) for value in found]
-    sides = ["right", *["left"] * (len(found) - 1)]
+    reached = 100 * results["test_auc"]
+    ends = [float(found.min()), float(found.max()), float(reached.min()), float(reached.max())]
+    middle = (min(ends) + max(ends)) / 2
     names = [
-        _names([(value, height, f" {title(str(name))} ", NULL)], ["AUC (%)", "row"], side)
-        for (name, value), side in zip(found.items(), sides, strict=True)
+        _names(
+            [(value, height, f" {title(str(name))} ", NULL)],
+            ["AUC (%)", "row"],
+            "left" if value < middle else "right",
+        )
+        for (name, value), height in zip(found.items(), heights, strict=True)
     ]
     return [*layers, *names]
 
@@ -304,8 +311,9 @@ def arms(results: xr.Dataset, measure: str = "test_auc", label: str = "test AUC 
         marks = hv.Scatter(found[[label, *RUNS]].assign(row=row), label, ["row", *RUNS])
         layers.append(marks.opts(tools=["hover"], size=10, **_mark(str(init))))
         ticks.append((row, _folded(f"{title(str(model))}, {title(str(init))}")))
-    layers += [] if measure != "test_auc" else _baselines(results, len(pairs) - 0.5)
-    axes = dict(yticks=ticks, ylabel="", xlabel=label, ylim=(-0.6, len(pairs) - 0.2))
+    layers += [] if measure != "test_auc" else _baselines(results, (len(pairs) - 0.4, len(pairs)))
+    top = len(pairs) - (0.2 if measure != "test_auc" else -0.3)
+    axes = dict(yticks=ticks, ylabel="", xlabel=label, ylim=(-0.6, top))
     return hv.Overlay(layers).opts(height=120 + 34 * len(pairs), show_legend=False, **axes)
 
 
