@@ -1,4 +1,5 @@
 import json
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -141,13 +142,23 @@ def test_the_same_held_to_avx2_stands_beside_it(two_rows, monkeypatch, capsys, t
         asked.append((command[3:], env["ONEDNN_MAX_CPU_ISA"]))
         return SimpleNamespace(stdout=text)
 
-    monkeypatch.setattr(bench.subprocess, "run", ran)
+    monkeypatch.setattr(bench, "subprocess", SimpleNamespace(run=ran, PIPE=subprocess.PIPE))
     path = tmp_path / "bench.csv"
     assert cli.main(["bench", "--avx2", "--section", "step", "--csv", str(path)]) == 0
     assert asked == [(["bench", "--json", "--section", "step"], "AVX2")]
     table = pd.read_csv(path)
     assert list(table["verdict"]) == ["met", "missed"] and "0.50" in table["ratio, AVX2"][0]
     assert table["verdict, AVX2"][0] == "missed"
+
+
+def test_what_records_tell_of_gpus(monkeypatch):
+    spec = {"model": "cbr_tiny", "data": {"size": 48}}
+    told = {"device": "a GPU", "spec": spec, "losses_apart": 0.0}
+    steps = [{"eager_ms": e, "graph_ms": g} for e, g in ((5, 1), (6, 3), (7, 2))]
+    found = {f"{i}": told | each for i, each in enumerate(steps)} | {"cpu": {"device": "cpu"}}
+    monkeypatch.setattr(bench.records, "facts", lambda study: found)
+    (row,) = bench.recorded("a").to_dict("records")
+    assert row["plain (ms)"] == "6 [5, 7]" and row["graph (ms)"] == "2 [1, 3]" and row["n"] == 3
 
 
 def test_unknown_section(capsys):

@@ -407,7 +407,7 @@ def test_what_does_not_fit_is_left_out_from_the_end_and_listed(study, tmp_path):
     assert made.entries == whole.entries[: len(made.entries)] and made.left_out
     assert made.entries + made.left_out == whole.entries
     said = pack.told(made, tmp_path)
-    assert made.left_out[-1].spec.key in said and "an H100" in said and "AVX2" in said
+    assert made.left_out[-1].spec.key in said and "an H200" in said and "AVX2" in said
     with pytest.raises(ValueError, match="expected a size such as 60MB"):
         pack.pack(["made_up"], tmp_path / "box", limit="much")
     with pytest.raises(ValueError, match="not even the first run fits"):

@@ -43,6 +43,7 @@ from transfusion import (
     machine,
     metrics,
     models,
+    records,
     reference,
     schedule,
     similarity,
@@ -176,6 +177,33 @@ def _line(row: Row) -> dict[str, str]:
 def _amount(value: float, unit: str) -> str:
     value = 1e3 * value if unit == "ms" else value
     return f"{float(f'{value:.3g}'):,g} {unit}"
+
+
+def recorded(*names: str) -> pd.DataFrame:
+    """What steps took on GPUs, plain and as a CUDA graph, by the records of studies: the median of
+    n trainings with the least and the greatest; others ran beside them."""
+    facts = [told for name in names for told in records.facts(name).values()]
+    measured = pd.DataFrame(
+        [
+            {
+                "on": told["device"],
+                "network": told["spec"]["model"],
+                "pixels": told["spec"]["data"]["size"],
+                "plain (ms)": told["eager_ms"],
+                "graph (ms)": told["graph_ms"],
+                "losses apart": told["losses_apart"],
+            }
+            for told in facts
+            if "graph_ms" in told
+        ]
+    )
+    grouped = measured.groupby(["on", "network", "pixels"])
+    ends = [grouped.quantile(q) for q in (0.5, 0, 1)]
+    shown = ends[0].astype(str)
+    for column in shown:
+        told = zip(*(end[column] for end in ends), strict=True)
+        shown[column] = [f"{mid:.3g} [{low:.3g}, {high:.3g}]" for mid, low, high in told]
+    return shown.assign(n=grouped.size()).reset_index()
 
 
 # --- the machine -----------------------------------------------------------------------------

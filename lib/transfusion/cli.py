@@ -193,7 +193,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     _show(studies.plan(arguments.study), arguments.json)
     if not arguments.json:
         rates = f"{studies.CORE / 1e9:.0f} GFLOP/s a core, {studies.GPU / 1e12:.0f} TFLOP/s a GPU"
-        print(f"Reckoned at {rates} (assumed); runs that another chapter has are counted once.")
+        print(f"Reckoned at {rates} (measured); runs that another chapter has are counted once.")
         could = claims.could_show(arguments.study)
         print("\nWhat claims on final AUC could show, four times in five, in points:")
         print(could.to_string() if len(could) else "known after the tuning")

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from transfusion import box, config, data, experiments, records, schedule, store, studies
 
-# Operations a second, to say beforehand how long a box takes. The H100 is assumed, not measured; a
-# core with AMX is `studies.CORE`, and with AVX2 alone it does a third of that, measured.
+# Operations a second, to say beforehand how long a box takes. A core with AMX
+# is `studies.CORE`, and with AVX2 alone it does a third of that.
 SPEEDS = {
-    "an H100": studies.GPU,
+    "an H200": studies.GPU,
     "a core with AMX": studies.CORE,
     "a core with AVX2 alone": studies.CORE / 3,
 }
@@ -240,7 +240,7 @@ def told(packed: Packed, out: Path) -> str:
         f"about {packed.operations / speed / 60:.1f} min of {what}"
         for what, speed in SPEEDS.items()
     ]
-    lines[1:] = ["; ".join(lines[1:]) + " (reckoned, without starting; the H100 assumed)"]
+    lines[1:] = ["; ".join(lines[1:]) + " (reckoned, without starting)"]
     if packed.left_out:
         lines.append(f"left out, as they do not fit: {len(packed.left_out)}")
         lines += [f"  {entry.study} {_named(entry.spec)}" for entry in packed.left_out]

@@ -29,9 +29,10 @@ TITLES = {
     "cxr": "NIH chest films",
     "quick": "drawn objects",
 }
-# Operations a second that `plan` reckons with: a core, measured with bfloat16 (float32 alone and
-# older processors do less), and a GPU, assumed, not measured.
-CORE, GPU = 2e11, 5e13
+# Operations a second that `plan` reckons with: a core with bfloat16 (float32 alone and older
+# processors do less), and an H200 with ten trainings at once, of CBR networks and ResNet-50 at 48
+# and 64 px, which did 5.2e15 in 137 s.
+CORE, GPU = 2e11, 3.8e13
 LONG = 2e8  # pixels that a training sees: ten minutes of a core for ResNet-50, one for CBR-Tiny
 
 
@@ -311,7 +312,7 @@ def _to_come(study: str, asked: list[Spec]) -> list[Spec]:
 
 def plan(study: str, *, core: float = CORE, gpu: float = GPU) -> pd.DataFrame:
     """What a study asks for, before it is begun: by chapter the runs that no earlier one has, their
-    groups, and hours, of one core or one GPU at an assumed number of floating-point operations a
+    groups, and hours, of one core or one GPU at a measured number of floating-point operations a
     second; the last row is the sum. `trained again` counts recorded runs that a missing comparison
     needs the weights of, where these are not here. Raises ValueError for unknown parameters."""
     place = {spec.key: name for name, group in groups(study).items() for spec in group.specs}
