@@ -51,7 +51,7 @@ study: install
 # Some environments hold numpy's library to an old processor, at half the speed.
 bench: install
 	$(INSTALL) '.[bench]'
-	env -u OPENBLAS_CORETYPE $(BIN)/transfusion bench --quick
+	env -u OPENBLAS_CORETYPE $(BIN)/python -m bench --quick
 
 # What running a notebook leaves is not saved, so that git sees edits alone.
 lab: install

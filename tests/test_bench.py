@@ -9,13 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transfusion import bench, cli, config, models, reference, train
+from transfusion import config, models, train
+
+from bench import __main__, reference, report, sections, timing
 
 from .conftest import Operators
 
 
 def row(ratios=(2.0, 2.1, 2.2), share=0.9, **goals):
-    return bench.Row("step", "a case", 2.0, 1.0, ratios, share, **goals)
+    return timing.Row("step", "a case", 2.0, 1.0, ratios, share, **goals)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,7 @@ def test_ways_take_turns_and_the_ratio_is_theirs(monkeypatch):
 
         return call
 
-    found = bench._compare(
+    found = timing.compare(
         "step", "", way("a", 3.0), way("b", 2.0), 0, 2, clock=lambda: now[0], warm=False
     )
     assert order == ["a", "b", "b", "a"] * 2
@@ -54,7 +56,7 @@ def test_ways_take_turns_and_the_ratio_is_theirs(monkeypatch):
 
 @pytest.mark.parametrize("model", ["cbr_tiny", "resnet18"])
 def test_both_ways_agree(model):
-    bench.agree(model, 32)
+    sections.agree(model, 32)
 
 
 def test_a_difference_is_noticed(monkeypatch):
@@ -66,30 +68,32 @@ def test_a_difference_is_noticed(monkeypatch):
     reference_plain = reference.plain
     monkeypatch.setattr(reference, "plain", other)
     with pytest.raises(ArithmeticError, match="cbr_tiny, torch.float32: losses"):
-        bench.agree("cbr_tiny", 32)
+        sections.agree("cbr_tiny", 32)
 
 
 def test_both_ways_of_cca_agree_and_a_difference_is_noticed(monkeypatch):
-    x, y = bench._layers(400, 1, 12)
+    x, y = sections._layers(400, 1, 12)
     layers = x[:, 0], y[:, 0]
-    bench.agree_cca(*layers)
+    sections.agree_cca(*layers)
     monkeypatch.setattr(reference, "svcca", lambda x, y: reference.cca(x, y) * 1.001)
     with pytest.raises(ArithmeticError, match="svcca: .* differ"):
-        bench.agree_cca(*layers)
+        sections.agree_cca(*layers)
 
 
 def test_memory_is_shown_in_mebibytes_where_the_system_tells_it():
-    rows = list(bench._peak(4000))
+    rows = list(sections._peak(4000))
     assert len(rows) == Path("/proc/self/status").exists()
     for row in rows:
-        assert bench._line(row)["plain"] == "150 MiB" and bench._line(row)["ours"].endswith(" MiB")
+        assert report._line(row)["plain"] == "150 MiB" and report._line(row)["ours"].endswith(
+            " MiB"
+        )
         assert 80 < row.ours < 150  # ten blocks of moments are 80
 
 
 def test_the_reference_is_plain_and_learns(cache):
     net = reference.plain(models.build("resnet18", outputs=5))
     assert {type(m) for m in net.modules() if isinstance(m, nn.Conv2d)} == {nn.Conv2d}
-    with bench._photographs(40) as folder:
+    with sections._photographs(40) as folder:
         images, target = next(iter(reference.batches(folder, 32, 40)))
         assert images.shape == (40, 3, 32, 32) and images.dtype == torch.float32
         before = F.cross_entropy(net(images), target).item()
@@ -113,12 +117,12 @@ def two_rows(monkeypatch):
         yield row(goal=1.9)
         yield row(of_ceiling=0.5, ceiling_goal=0.75)
 
-    monkeypatch.setattr(bench, "SECTIONS", {"step": section, "precision": None})
-    monkeypatch.setattr(bench, "ceilings", lambda: {"copy": 1e10})
+    monkeypatch.setattr(sections, "SECTIONS", {"step": section, "precision": None})
+    monkeypatch.setattr(sections, "ceilings", lambda: {"copy": 1e10})
 
 
 def test_json_has_a_setting_and_a_line_a_row(two_rows, capsys):
-    assert cli.main(["bench", "--json"]) == 0
+    __main__.main(["--json"])
     facts, *rows = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert facts["precision"] in ("float32", "bfloat16") and facts["copy"] == 1e10
     assert [r["verdict"] for r in rows] == ["met", "missed"]
@@ -126,7 +130,7 @@ def test_json_has_a_setting_and_a_line_a_row(two_rows, capsys):
 
 
 def test_text_and_csv(two_rows, capsys, tmp_path):
-    assert cli.main(["bench", "--quick", "--csv", str(tmp_path / "bench.csv")]) == 0
+    __main__.main(["--quick", "--csv", str(tmp_path / "bench.csv")])
     out = capsys.readouterr().out
     assert "10 G/s" in out and "ratio 1.9  met" in out
     assert len((tmp_path / "bench.csv").read_text().splitlines()) == 3
@@ -134,7 +138,7 @@ def test_text_and_csv(two_rows, capsys, tmp_path):
 
 
 def test_the_same_held_to_avx2_stands_beside_it(two_rows, monkeypatch, capsys, tmp_path):
-    lines = [bench._line(row(ratios=(0.5, 0.5, 0.5), goal=1.9))]
+    lines = [report._line(row(ratios=(0.5, 0.5, 0.5), goal=1.9))]
     text = "\n".join(map(json.dumps, [{"precision": "float32"}, *lines]))
     asked = []
 
@@ -142,10 +146,10 @@ def test_the_same_held_to_avx2_stands_beside_it(two_rows, monkeypatch, capsys, t
         asked.append((command[3:], env["ONEDNN_MAX_CPU_ISA"]))
         return SimpleNamespace(stdout=text)
 
-    monkeypatch.setattr(bench, "subprocess", SimpleNamespace(run=ran, PIPE=subprocess.PIPE))
+    monkeypatch.setattr(report, "subprocess", SimpleNamespace(run=ran, PIPE=subprocess.PIPE))
     path = tmp_path / "bench.csv"
-    assert cli.main(["bench", "--avx2", "--section", "step", "--csv", str(path)]) == 0
-    assert asked == [(["bench", "--json", "--section", "step"], "AVX2")]
+    __main__.main(["--avx2", "--section", "step", "--csv", str(path)])
+    assert asked == [(["--json", "--section", "step"], "AVX2")]
     table = pd.read_csv(path)
     assert list(table["verdict"]) == ["met", "missed"] and "0.50" in table["ratio, AVX2"][0]
     assert table["verdict, AVX2"][0] == "missed"
@@ -156,21 +160,22 @@ def test_what_records_tell_of_gpus(monkeypatch):
     told = {"device": "a GPU", "spec": spec, "losses_apart": 0.0}
     steps = [{"eager_ms": e, "graph_ms": g} for e, g in ((5, 1), (6, 3), (7, 2))]
     found = {f"{i}": told | each for i, each in enumerate(steps)} | {"cpu": {"device": "cpu"}}
-    monkeypatch.setattr(bench.records, "facts", lambda study: found)
-    (row,) = bench.recorded("a").to_dict("records")
+    monkeypatch.setattr(report.records, "facts", lambda study: found)
+    (row,) = report.recorded("a").to_dict("records")
     assert row["plain (ms)"] == "6 [5, 7]" and row["graph (ms)"] == "2 [1, 3]" and row["n"] == 3
 
 
 def test_unknown_section(capsys):
-    assert cli.main(["bench", "--section", "stepp"]) == 1
+    with pytest.raises(SystemExit):
+        __main__.main(["--section", "stepp"])
     assert "Did you mean 'step'?" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_the_quick_benchmark_runs(cache):
-    facts, *rows = bench.run(quick=True)
+    facts, *rows = sections.run(quick=True)
     assert facts["float32 convolution"] > 0
-    assert {r.section for r in rows} == set(bench.SECTIONS) - {"precision"}
+    assert {r.section for r in rows} == set(sections.SECTIONS) - {"precision"}
     assert all(r.ratio > 0 for r in rows)
 
 
@@ -199,7 +204,7 @@ def test_flops_of_resnet50_are_the_known_ones():
 
 def step_of(model, precision="float32"):
     net, adam = train.prepare(models.build(model, outputs=5), config.Optim(steps=1))
-    pixels, target = bench._batch(32, 8)
+    pixels, target = sections._batch(32, 8)
     return lambda: train.update(net, adam, pixels, target, F.cross_entropy, precision)
 
 

@@ -106,7 +106,7 @@ def test_the_code_in_the_guide_runs(cache, rng, tmp_path, monkeypatch):
 
 ORDER = [
     ["cli"],
-    ["batch", "bench", "cache", "pack", "work"],
+    ["batch", "cache", "pack", "work"],
     ["crew"],
     ["serve"],
     ["render"],
@@ -134,7 +134,9 @@ ORDER = [
     ["models", "similarity", "metrics", "data", "filters"],
     ["others"],
     ["machine", "store", "synthetic"],
-    ["config", "reference"],
+    [
+        "config",
+    ],
 ]
 
 

@@ -121,13 +121,6 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("model", help="a model of transfusion.models, such as resnet50")
     weights.add_argument("--from", dest="path", type=Path, help="default: torchvision's download")
     weights.add_argument("--name", default="imagenet")
-
-    bench = _verb(verbs, "bench", _bench, "how fast this machine is, against the plain way")
-    bench.add_argument("--quick", action="store_true", help="fewer rounds: about 3 min, not 11")
-    bench.add_argument("--json", action="store_true", help="one JSON object a line")
-    bench.add_argument("--csv", type=Path, help="also write the table there")
-    bench.add_argument("--avx2", action="store_true", help="again without AVX-512, AMX, bfloat16")
-    bench.add_argument("--section", action="append", help="only this one (may be repeated)")
     return parser
 
 
@@ -294,11 +287,3 @@ def _weights(arguments: argparse.Namespace) -> None:
 
     name = inits.import_weights(arguments.model, arguments.path, arguments.name)
     print(f"weights: {{{arguments.model}: {name}}}")
-
-
-def _bench(arguments: argparse.Namespace) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy reads it when it is loaded
-    from transfusion import bench
-
-    chosen = (arguments.section, arguments.quick, arguments.json, arguments.csv, arguments.avx2)
-    bench.report(*chosen)

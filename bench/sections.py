@@ -8,32 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import multiprocessing
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 import xarray as xr
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
-
 from transfusion import (
     activations,
     config,
@@ -43,8 +37,6 @@ from transfusion import (
     machine,
     metrics,
     models,
-    records,
-    reference,
     schedule,
     similarity,
     simulation,
@@ -53,46 +45,13 @@ from transfusion import (
     train,
 )
 
+from bench import reference
+from bench.timing import Row, ceilings, compare, setting, timed
+
 BATCH = 32
 EPOCHS = 10  # of the end-to-end case: how often each decoded photograph is used
 CHUNKS = 32  # of 16 MiB, of the activations written
 PHOTOGRAPH = 587  # pixels; the paper's image size
-SETTINGS = ("OPENBLAS_CORETYPE", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
-AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison: seconds a call of both ways and the ratio, one value a round."""
-
-    section: str
-    case: str
-    plain: float
-    ours: float
-    ratios: tuple[float, ...]
-    share: float | None  # of a core, obtained while timing; None where nothing was timed here
-    goal: float | None = None  # of the ratio
-    of_ceiling: float | None = None
-    ceiling_goal: float | None = None
-    auc: str = ""  # what our way changes in it, in points
-    unit: str = "ms"  # of `plain` and `ours` as printed; kept in seconds, or in MiB
-
-    @property
-    def ratio(self) -> float:
-        return float(np.median(self.ratios))
-
-    @property
-    def verdict(self) -> str:
-        """`met` or `missed`; `no verdict` where the machine was too busy or too uneven to tell."""
-        if self.goal is None and self.ceiling_goal is None:
-            return ""
-        busy = self.share is not None and self.share < 0.5
-        if busy or max(self.ratios) > 1.5 * min(self.ratios):
-            return "no verdict"
-        slow = self.goal is not None and np.quantile(self.ratios, 0.25) < self.goal
-        far = self.ceiling_goal is not None and (self.of_ceiling or 0) < self.ceiling_goal
-        return "missed" if slow or far else "met"
 
 
 def run(sections: list[str] | None = None, *, quick: bool = False) -> Iterator[Any]:
@@ -110,202 +69,6 @@ def run(sections: list[str] | None = None, *, quick: bool = False) -> Iterator[A
         yield from section(limits, 0.2 if quick else 1.0, 3 if quick else 5)
 
 
-def report(
-    sections: list[str] | None, quick: bool, as_json: bool, csv: Path | None, avx2: bool
-) -> None:
-    """Print what `run` gives as it comes; `csv` keeps the table that the book shows, with `avx2`
-    beside it the same of libraries that are held to what every processor has."""
-    lines, found = [], run(sections, quick=quick)
-    facts = next(found)
-    text = "\n".join(f"{name:22} {value}" for name, value in _shown(facts).items())
-    print(json.dumps(facts) if as_json else f"{text}\n", flush=True)
-    for row in tqdm(found, "bench", unit="row", disable=None):
-        lines.append(_line(row))
-        text = "  ".join(filter(None, lines[-1].values()))
-        print(json.dumps(asdict(row) | lines[-1]) if as_json else text, flush=True)
-    if avx2:
-        _beside(lines, sections, quick)
-    if csv:
-        _save(csv, lines)
-        about = [{"what": name, "value": value} for name, value in _shown(facts).items()]
-        _save(csv.with_stem(f"{csv.stem}-setting"), about)
-
-
-def _beside(lines: list[dict], sections: list[str] | None, quick: bool) -> None:
-    """Add to each line what the same row is without AVX-512, AMX and bfloat16."""
-    command = [sys.executable, "-m", "transfusion", "bench", "--json"]
-    command += [word for name in sections or [] for word in ("--section", name)]
-    command += ["--quick"] if quick else []
-    told = subprocess.run(command, env=os.environ | AVX2, stdout=subprocess.PIPE, check=True)
-    _, *rows = map(json.loads, told.stdout.splitlines())
-    held = {row["what"]: row for row in rows}
-    for line in lines:
-        other = held[line["what"]]
-        line |= {f"{name}, AVX2": other[name] for name in ("ratio", "verdict", "ours")}
-        print("  ".join(filter(None, (line["what"], "AVX2", other["ratio"], other["verdict"]))))
-
-
-def _save(path: Path, lines: list[dict]) -> None:
-    frame = pd.DataFrame(lines)
-    with store.atomic(path) as temporary:
-        frame.loc[:, (frame != "").any()].to_csv(temporary, index=False)
-
-
-def _shown(facts: dict) -> dict:
-    """The setting, and the ceilings in units that people use."""
-    short = {k: f"{v / 1e9:.0f} G/s" if isinstance(v, float) else v for k, v in facts.items()}
-    return short | {"flags": " ".join(facts["flags"])}
-
-
-def _line(row: Row) -> dict[str, str]:
-    """A row as printed and as shown in the book."""
-    goals = [f"ratio {row.goal:.3g}" if row.goal else ""]
-    goals.append(f"ceiling {row.ceiling_goal:.2f}" if row.ceiling_goal else "")
-    return {
-        "what": f"{row.section}: {row.case}",
-        "ratio": f"{row.ratio:.2f} [{min(row.ratios):.2f}, {max(row.ratios):.2f}]",
-        "of ceiling": f"{row.of_ceiling:.2f}" if row.of_ceiling else "",
-        "AUC": row.auc,
-        "goal": ", ".join(filter(None, goals)),
-        "verdict": row.verdict,
-        "plain": _amount(row.plain, row.unit),
-        "ours": _amount(row.ours, row.unit),
-        "n": f"{len(row.ratios)}",
-    }
-
-
-def _amount(value: float, unit: str) -> str:
-    value = 1e3 * value if unit == "ms" else value
-    return f"{float(f'{value:.3g}'):,g} {unit}"
-
-
-def recorded(*names: str) -> pd.DataFrame:
-    """What steps took on GPUs, plain and as a CUDA graph, by the records of studies: the median of
-    n trainings with the least and the greatest; others ran beside them."""
-    facts = [told for name in names for told in records.facts(name).values()]
-    measured = pd.DataFrame(
-        [
-            {
-                "on": told["device"],
-                "network": told["spec"]["model"],
-                "pixels": told["spec"]["data"]["size"],
-                "plain (ms)": told["eager_ms"],
-                "graph (ms)": told["graph_ms"],
-                "losses apart": told["losses_apart"],
-            }
-            for told in facts
-            if "graph_ms" in told
-        ]
-    )
-    grouped = measured.groupby(["on", "network", "pixels"])
-    ends = [grouped.quantile(q) for q in (0.5, 0, 1)]
-    shown = ends[0].astype(str)
-    for column in shown:
-        told = zip(*(end[column] for end in ends), strict=True)
-        shown[column] = [f"{mid:.3g} [{low:.3g}, {high:.3g}]" for mid, low, high in told]
-    return shown.assign(n=grouped.size()).reset_index()
-
-
-# --- the machine -----------------------------------------------------------------------------
-
-
-def setting() -> dict:
-    """What the figures depend on."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    names = [line.split(":")[1].strip() for line in text.splitlines() if "model name" in line]
-    return {
-        "device": train.device_name(),
-        "processor": names[0] if names else platform.processor(),
-        "flags": [flag for flag in FLAGS if f" {flag}" in text],
-        "cores": os.cpu_count(),
-        "load": str(os.getloadavg()[0]),
-        "precision": machine.precision(),
-        "pytorch-cka": _version("pytorch-cka"),
-        **{name: os.environ.get(name, "unset") for name in SETTINGS},
-        **store.provenance(),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def ceilings() -> dict[str, float]:
-    """Measured floating-point operations a second, and bytes copied a second, of one core."""
-    device = train.device()
-    images = torch.randn(16, 256, 16, 16, device=device).to(memory_format=torch.channels_last)
-    kernel = torch.randn(256, 256, 7, 7, device=device).to(memory_format=torch.channels_last)
-    matrix = torch.randn(2048, 2048, device=device)
-    block = torch.empty(1 << 28, dtype=torch.uint8, device=device)
-    target = torch.empty_like(block)
-    work = 2 * images.numel() * 256 * 49
-    found = {"copy": 2 * block.numel() / _best(lambda: target.copy_(block))}
-    for name in dict.fromkeys(("float32", machine.precision())):
-        kind = getattr(torch, name)
-        convolve = partial(F.conv2d, images.to(kind), kernel.to(kind), padding=3)
-        multiply = partial(torch.matmul, matrix.to(kind), matrix.to(kind))
-        found[f"{name} convolution"] = work / _best(convolve)
-        found[f"{name} product"] = 2 * 2048**3 / _best(multiply)
-    square = np.ones((2048, 2048))
-    return found | {"float64 product": 2 * 2048**3 / _best(lambda: square @ square)}
-
-
-def _best(call: Callable[[], object], seconds: float = 0.3) -> float:
-    call()
-    return min(_timed(call, seconds / 3, _clock)[0] for _ in range(3))
-
-
-def _clock() -> float:
-    """Processor time; on a GPU that of the wall, once all is done there."""
-    if train.device().type == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def _timed(
-    call: Callable[[], object], seconds: float, clock: Callable[[], float]
-) -> tuple[float, float]:
-    """Seconds a call, and the share of a core that was obtained."""
-    start, cpu, wall, calls = clock(), time.process_time(), time.perf_counter(), 0
-    while calls == 0 or clock() - start < seconds:
-        call()
-        calls += 1
-    taken, waited = clock() - start, time.perf_counter() - wall
-    share = (time.process_time() - cpu) / waited if train.device().type == "cpu" else 1.0
-    return taken / calls, share
-
-
-def _compare(
-    section: str,
-    case: str,
-    plain: Callable[[], object],
-    ours: Callable[[], object],
-    seconds: float,
-    rounds: int,
-    *,
-    clock: Callable[[], float] = _clock,
-    warm: bool = True,
-    goal: float | None = None,
-) -> Row:
-    """Time both in turn, A B B A a round."""
-    if warm:
-        plain(), ours()
-    times: list[tuple[float, float]] = []
-    shares: list[float] = []
-    for _ in range(rounds):
-        four = [_timed(call, seconds / 2, clock) for call in (plain, ours, ours, plain)]
-        times.append(((four[0][0] + four[3][0]) / 2, (four[1][0] + four[2][0]) / 2))
-        shares += [share for _, share in four]
-    a, b = (float(np.median(way)) for way in zip(*times, strict=True))
-    ratios = tuple(a / b for a, b in times)
-    return Row(section, case, a, b, ratios, float(np.median(shares)), goal)
-
-
 # --- sections --------------------------------------------------------------------------------
 
 
@@ -315,7 +78,7 @@ def step(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     for model, goal in (("cbr_tiny", None), ("cbr_large_w", 0.75), ("resnet50", None)):
         agree(model, 32)
         plain, ours = _steps(model, 64, precision)
-        row = _compare("step", f"{model} 64 px", plain, ours, seconds, rounds, goal=1.0)
+        row = compare("step", f"{model} 64 px", plain, ours, seconds, rounds, goal=1.0)
         work = 3 * BATCH * models.flops(model, 64)
         reached = work / row.ours / limits[f"{precision} convolution"]
         yield replace(row, of_ceiling=reached, ceiling_goal=goal)
@@ -385,9 +148,9 @@ def pipeline(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
         def plain() -> list[Tensor]:
             return next(iter(loader))
 
-        yield _compare("pipeline", "batch from photographs", plain, ours, seconds, rounds)
+        yield compare("pipeline", "batch from photographs", plain, ours, seconds, rounds)
     case = "whole cbr_tiny step, for one batch"
-    yield _compare("pipeline", case, whole, ours, seconds, rounds, goal=20.0)
+    yield compare("pipeline", case, whole, ours, seconds, rounds, goal=20.0)
 
 
 @contextlib.contextmanager
@@ -432,7 +195,7 @@ def _time_steps(seconds: float) -> tuple[float, float]:
     torch.set_num_threads(1)
     _, ours = _steps("cbr_tiny", 64, machine.precision())
     ours()
-    return _timed(ours, seconds, time.perf_counter)
+    return timed(ours, seconds, time.perf_counter)
 
 
 def capture(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
@@ -452,14 +215,14 @@ def capture(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
         activations.moments(extractors, images, neurons=64)
 
     case = "resnet50 64 px, moments for a plain forward pass"
-    yield _compare("capture", case, forward, moments, seconds, rounds, goal=0.4)
+    yield compare("capture", case, forward, moments, seconds, rounds, goal=0.4)
     maps = np.random.default_rng(0).normal(size=(128, 64, 32, 32)).astype(np.float16)
     memory = Path("/dev/shm")  # where there is one: the noise of a disk would hide the difference
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
         folder = Path(name)
         raw, ours = partial(_write_raw, folder / "raw", maps), partial(_write, folder / "z", maps)
         case, clock = f"{CHUNKS * maps.nbytes >> 20} MiB to zarr, for raw files", time.perf_counter
-        yield _compare("capture", case, raw, ours, seconds, 2 * rounds, clock=clock, goal=0.8)
+        yield compare("capture", case, raw, ours, seconds, 2 * rounds, clock=clock, goal=0.8)
 
 
 def _write_raw(path: Path, maps: np.ndarray) -> None:
@@ -482,12 +245,12 @@ def cca(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     agree_cca(x[:4000, :64], y[:4000, :64])
     plain, ours = partial(reference.cca, x.T.copy(), y.T.copy()), partial(_moments, (x, y), "cca")
     case = f"one pair, 512 neurons, {n:,} datapoints"
-    row = _compare("cca", case, plain, ours, 0, few, goal=2.0)
+    row = compare("cca", case, plain, ours, 0, few, goal=2.0)
     yield replace(row, of_ceiling=n * 1024**2 / row.ours / limits["float64 product"])
     judged = partial(_moments, (x, y), "cca", blocks=10, null=True)
-    yield _compare("cca", f"{case}, with null and error", plain, judged, 0, few)
+    yield compare("cca", f"{case}, with null and error", plain, judged, 0, few)
     plain, ours = partial(reference.svcca, *plain.args), partial(_moments, (x, y), "svcca")
-    yield _compare("cca", f"SVCCA, {case}", plain, ours, 0, few, warm=False, goal=5.0)
+    yield compare("cca", f"SVCCA, {case}", plain, ours, 0, few, warm=False, goal=5.0)
     yield from _pytorch_cka(few)
     yield _all_pairs(few)
     yield _positions(few)
@@ -531,7 +294,7 @@ def _pytorch_cka(rounds: int) -> Iterator[Row]:
     if abs(found.mean - expected) > 1e-6:
         raise ArithmeticError(f"CKA: {found.mean}, and by pytorch-cka {expected}")
     case = f"CKA, one pair, 512 neurons, {n:,} images, for pytorch-cka"
-    yield _compare("cca", case, plain, ours, 0, rounds)
+    yield compare("cca", case, plain, ours, 0, rounds)
 
 
 def _all_pairs(rounds: int) -> Row:
@@ -550,7 +313,7 @@ def _all_pairs(rounds: int) -> Row:
         found.table("layer", ["cca"])
 
     case = "28 pairs of 8 layers, 256 neurons, 20,000 datapoints"
-    return _compare("cca", case, plain, ours, 0, rounds, goal=2.5)
+    return compare("cca", case, plain, ours, 0, rounds, goal=2.5)
 
 
 def _positions(rounds: int) -> Row:
@@ -568,7 +331,7 @@ def _positions(rounds: int) -> Row:
         _moments(layers, "cca", blocks=10, null=True)
 
     case = "64 channels of 64x64 maps, 16 positions for all"
-    return _compare("cca", case, plain, ours, 0, rounds, goal=20.0)
+    return compare("cca", case, plain, ours, 0, rounds, goal=20.0)
 
 
 PEAK = """
@@ -608,7 +371,7 @@ def end_to_end(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
             case = f"{model} 64 px, {steps} steps, {EPOCHS} epochs"
             few = 3 if seconds >= 1 else 1  # of two calls each way
             goal = goal if machine.precision() == "bfloat16" else 1.0
-            yield _compare("end to end", case, plain, ours, 0, few, warm=False, goal=goal)
+            yield compare("end to end", case, plain, ours, 0, few, warm=False, goal=goal)
 
 
 def _studies(
