@@ -240,7 +240,7 @@ def _write(path: Path, maps: np.ndarray) -> None:
 def cca(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     """Canonical correlations of float32 activations in memory, in float64 arithmetic, against the
     textbook's way; one thread."""
-    n, few = (50_000, 3) if seconds >= 1 else (20_000, 1)
+    n, few = 20_000, 3 if seconds >= 1 else 1
     x, y = (layer.reshape(n, 512).astype(np.float32) for layer in _layers(n, 1, 512))
     agree_cca(x[:4000, :64], y[:4000, :64])
     plain, ours = partial(reference.cca, x.T.copy(), y.T.copy()), partial(_moments, (x, y), "cca")

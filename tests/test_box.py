@@ -292,6 +292,22 @@ def test_damaged_weights_are_named_and_stop_nothing_else(study, tmp_path, tiny_r
     assert box.merge([out]).weights == [source.key] and store.complete(source.key)
 
 
+def test_what_two_studies_of_a_box_share_comes_to_both(study, tmp_path, tiny_run):
+    """Runs of one seed start from the same filters, whatever they learn: a box has them once."""
+    other = tmp_path / "params/other"
+    other.mkdir()
+    (other / "common.yml").write_text("{}")
+    runs, out = [tiny_run(), tiny_run(steps=2)], tmp_path / "back"
+    for run, name in zip(runs, ("made_up", "other"), strict=True):
+        train.fit(run)
+        outbox.add(out, records.made_of(name, run, store.read(run.key)))
+    found = box.merge([out])
+    assert not found.refused and set(found.added) == {run.key for run in runs}
+    kept = records.whole(store.records_folder("other"), runs[1].key)
+    expected = store.read(runs[1].key)
+    xr.testing.assert_equal(kept["first_before"], expected["first_before"])
+
+
 def test_a_run_whose_task_was_refused_is_refused(study, tmp_path, tiny_run):
     run = tiny_run()
     train.fit(run)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from transfusion import config, graphs, models, train
 
 ON_GPU = SimpleNamespace(is_cuda=True)
@@ -78,6 +79,23 @@ def test_what_cannot_be_captured_stays_as_it_is(learner, monkeypatch):
 def test_on_a_cpu_there_is_nothing_to_try(learner):
     step, state = learner
     assert graphs.faster(step, torch.arange(8), state) == (step, {"stepped": "eager"})
+
+
+def test_a_step_brings_nothing_to_the_device(learner):
+    """What a CUDA graph may not do: `normalise` once made its constants at every step."""
+    step, _ = learner
+    step(None)
+    made = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            name = getattr(function, "__name__", "")
+            made.extend([name] if name in ("tensor", "as_tensor", "from_numpy") else [])
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        step(None)
+    assert not made
 
 
 @pytest.mark.gpu

@@ -220,6 +220,14 @@ def test_records_alone_give_every_chapter_without_training(study, monkeypatch):
     assert studies.results("made_up", "performance").identical(before["performance"])
 
 
+def test_results_follow_parameters_that_have_changed(study):
+    """Not those that were collected under the old ones."""
+    assert list(studies.results("made_up", "performance").seed) == [0, 1]
+    path = store.HOME / "params/made_up/performance.yml"
+    path.write_text(json.dumps({"study": "made_up", "seeds": 1}))
+    assert list(studies.results("made_up", "performance").seed) == [0]
+
+
 def test_with_half_of_the_records_the_other_half_is_computed(study):
     before = collected()
     specs = studies.specs("made_up", "performance")
