@@ -217,7 +217,7 @@ def test_a_box_begins_with_the_first_repetition_of_every_fold(study, tmp_path):
     common = json.loads((folder / "common.yml").read_text()) | {"folds": 3, "seeds": 2}
     (folder / "common.yml").write_text(json.dumps(common))
     studies.groups.cache_clear()
-    made = pack.pack(["made_up"], tmp_path / "box", chapters=["performance"])
+    made = pack.pack(["made_up:performance"], tmp_path / "box")
     asked = [e.spec for e in made.entries if e.spec.seed != experiments.SOURCE_SEED]
     places = [(spec.seed, spec.data.fold) for spec in asked]
     assert places == sorted(places) and len(set(places)) == 6
@@ -320,7 +320,7 @@ def test_a_run_whose_task_was_refused_is_refused(study, tmp_path, tiny_run):
 def test_networks_of_a_comparison_are_trained_in_the_box(study, tmp_path):
     """Their weights are here, and do not travel; so a box with the comparison alone has them."""
     schedule.compute_here(studies.specs("made_up", "performance"), "made_up")
-    made = pack.pack(["made_up"], tmp_path / "box", chapters=["representations"])
+    made = pack.pack(["made_up:representations"], tmp_path / "box")
     *_, comparison = studies.specs("made_up", "representations")
     assert [entry.spec for entry in made.entries] == [*comparison.runs, comparison]
     assert len(list((tmp_path / "box/sources").iterdir())) == 1
@@ -428,6 +428,15 @@ def test_what_does_not_fit_is_left_out_from_the_end_and_listed(study, tmp_path):
         pack.pack(["made_up"], tmp_path / "box", limit="much")
     with pytest.raises(ValueError, match="not even the first run fits"):
         pack.pack(["made_up"], tmp_path / "box", limit="1kB")
+
+
+def test_chapters_are_packed_in_the_order_in_which_they_are_named(study, tmp_path):
+    made = pack.pack(["made_up:representations", "made_up"], tmp_path / "box")
+    first = {spec.key for spec in studies.everything(studies.specs("made_up", "representations"))}
+    keys = [entry.spec.key for entry in made.entries]
+    assert set(keys[: len(first)]) == first and len(keys) == len(set(keys)) > len(first)
+    with pytest.raises(ValueError, match="unknown chapter of made_up 'performence'.*Did you mean"):
+        pack.pack(["made_up:performence"], tmp_path / "box")
 
 
 def test_a_folder_of_other_things_is_left_alone(study, tmp_path):

@@ -77,8 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="one JSON object, a field a chapter")
 
     pack = _verb(verbs, "pack", _pack, "make a box: a study that travels to another machine")
-    pack.add_argument("study", nargs="+", help="in order of value")
-    pack.add_argument("--chapter", action="append", help="only this one (may be repeated)")
+    pack.add_argument("study", nargs="+", help="or STUDY:CHAPTER, in order of value")
     pack.add_argument("--out", type=Path, required=True, metavar="BOX")
     pack.add_argument(
         "--lossy", type=int, metavar="Q", help="images as WebP of quality Q, 1 to 100"
@@ -196,7 +195,7 @@ def _pack(arguments: argparse.Namespace) -> None:
     from transfusion import pack
 
     chosen = {name: getattr(arguments, name) for name in ("lossy", "limit")}
-    made = pack.pack(arguments.study, arguments.out, chapters=arguments.chapter, **chosen)
+    made = pack.pack(arguments.study, arguments.out, **chosen)
     print(pack.told(made, arguments.out))
 
 

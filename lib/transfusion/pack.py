@@ -52,22 +52,21 @@ def pack(
     names: list[str],
     out: Path,
     *,
-    chapters: list[str] | None = None,
     lossy: int | None = None,
     limit: str | None = None,
 ) -> Packed:
-    """Make a box of what these studies, in this order of value, have no record of.
+    """Make a box of what has no record yet of these studies, or chapters as `cells:performance`.
 
-    `chapters` are those wanted, in order of value; `lossy` a WebP quality, 1 to 100; `limit` a size
-    such as `60MB`: what does not fit is left out, from the end. Raises ValueError for what cannot
-    run or be packed, or where nothing is missing, FileExistsError where `out` holds other things.
+    They are given in order of value; `lossy` is a WebP quality, 1 to 100; `limit` a size such as
+    `60MB`: what does not fit is left out, from the end. Raises ValueError for what cannot run or be
+    packed, or where nothing is missing, FileExistsError where `out` holds other things.
     """
     if lossy is not None and not 1 <= lossy <= 100:
         raise ValueError(f"lossy {lossy}: expected a quality of 1 to 100")
     most = None if limit is None else _bytes(limit)
     if out.is_dir() and {path.name for path in out.iterdir()} - set(IN_A_BOX):
         raise FileExistsError(f"{out} holds other things than a box: give another folder")
-    wanted = list(_wanted(names, chapters))
+    wanted = list(_wanted(names))
     if not wanted:
         raise ValueError("nothing to pack: all that was asked for is recorded, or needs no run")
     schedule.check([entry.spec for entry in wanted])
@@ -102,25 +101,30 @@ def _bytes(limit: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
-def _wanted(names: list[str], chapters: list[str] | None) -> Iterator[box.Entry]:
-    """What is missing, each once: by study, chapter and repetition; sources before their targets.
+def _wanted(names: list[str]) -> Iterator[box.Entry]:
+    """What is missing, each once, as named, by repetition; sources before their targets.
 
     Networks of a comparison are among them, as weights do not travel; a source that was pretrained
     here is not, for it does. What was begun in bfloat16 goes on in it: such a machine is borrowed.
     """
     seen: set[str] = set()
-    for study in names:
-        config.one_of(study, studies.studies(), "study")
+    for study, chapter in _chapters(names):
         started = records.begun(store.records_folder(study))
-        for chapter in chapters or studies.chapters(study):
-            asked = studies.specs(study, chapter)
-            done = records.done(study, asked, fast="bfloat16")
-            missing = [spec for spec in asked if spec.key not in done]
-            missing.sort(key=lambda spec: (getattr(spec, "seed", 0), spec.data.fold))
-            for spec in (each for wanted in missing for each in _with_needs(wanted)):
-                if spec.key not in seen:
-                    seen.add(spec.key)
-                    yield box.Entry(study, spec, started.get(records.repetition(spec)))
+        asked = studies.specs(study, chapter)
+        done = records.done(study, asked, fast="bfloat16")
+        missing = [spec for spec in asked if spec.key not in done]
+        missing.sort(key=lambda spec: (getattr(spec, "seed", 0), spec.data.fold))
+        for spec in (each for wanted in missing for each in _with_needs(wanted)):
+            if spec.key not in seen:
+                seen.add(spec.key)
+                yield box.Entry(study, spec, started.get(records.repetition(spec)))
+
+
+def _chapters(names: list[str]) -> Iterator[tuple[str, str]]:
+    for study, _, chapter in (name.partition(":") for name in names):
+        config.one_of(study, studies.studies(), "study")
+        for each in [chapter] if chapter else studies.chapters(study):
+            yield study, config.one_of(each, studies.chapters(study), f"chapter of {study}")
 
 
 def _with_needs(spec: config.Spec) -> Iterator[config.Spec]:
