@@ -386,7 +386,7 @@ def test_one_failed_run_decides_no_other_way(name, all_learned):
 
 def test_a_claim_tells_the_number_that_decides_and_how_many_rows_are_for_it():
     found = claims.decide("transfer", made_up.performance([0, 0.05]))
-    assert found.found == "+2.5 points [+2.4, +2.6] (n = 10, 150 patients)"
+    assert found.found == "+2.50 points [+2.40, +2.60] (n = 10, 150 patients)"
     assert found.beside.startswith("for 1, against 1 of 2; without the fold that chose the rates ")
     assert found.beside.endswith("(n = 8, 120 patients)")
     one = claims.decide("slim_tops", CASES["slim_tops"]["holds"]())
@@ -401,7 +401,7 @@ def test_the_fold_that_chose_the_rates_is_named_only_where_it_chose():
 
 def test_speed_is_told_as_a_ratio_beside_the_doublings():
     found = claims.decide("scaling", made_up.two((300, 100), (300, 150), noise=0))
-    assert found.found == "+1.29 doublings of speed [+1.29, +1.29] (n = 10)"
+    assert found.found == "+1.292 doublings of speed [+1.292, +1.292] (n = 10)"
     assert "CBR-Tiny 3.0 times" in found.beside and "ResNet-50 2.0 times" in found.beside
 
 
@@ -417,7 +417,7 @@ def test_recipes_must_all_agree(all_learned):
     own = {"own": [0.0, 0.0]}
     alike = made_up.robustness(own | {"slow": [0, 0], "wide": [0, 0]})
     found = claims.decide("any_recipe", alike)
-    assert found.verdict == "holds" and "slow +0.0 points" in found.found
+    assert found.verdict == "holds" and "slow +0.00 points" in found.found
     one = claims.decide(
         "any_recipe", made_up.robustness(own | {"slow": [0, 0], "wide": [0.05] * 2})
     )

@@ -844,8 +844,10 @@ def test_a_row_gives_back_its_interval():
 def test_a_number_never_travels_alone():
     one = metrics.Interval(0.44, -0.12, 1, 0.5, 4)
     assert contrasts.spread(one, unit=" points") == "+0.4 points [-0.1, +1.0] (n = 4)"
-    many = one._replace(mean=-0.04, high=0.04, patients=1400)
-    assert contrasts.spread(many) == "+0.0 [-0.1, +0.0] (n = 4, 1,400 patients)"
+    many = one._replace(mean=-0.04, low=-1.1, high=0.04, patients=1400)
+    assert contrasts.spread(many) == "+0.0 [-1.1, +0.0] (n = 4, 1,400 patients)"
+    narrow = one._replace(mean=0.081, low=0.021, high=0.141)
+    assert contrasts.spread(narrow) == "+0.08 [+0.02, +0.14] (n = 4)", "else it seems to reach 0"
     assert effects.ratio(effects.speedups(curves(300, 100)).iloc[0]) == (
         f"3.0 times [3.0, 3.0] (n = {RUNS})"
     )

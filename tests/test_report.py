@@ -66,13 +66,13 @@ def test_tables_show_interval_and_n():
     assert text.count(f"(n&nbsp;=&nbsp;{RUNS}, 150 patients)") == 2 and "holds" in text
     assert "+0.054" in report.measures_table(similarity([0.0, 0.054], noise=0)).data
     gaps = report.gap_table(similarity([0.0, 0.054], noise=0)).data
-    assert f"+0.054 [+0.054,&nbsp;+0.054] (n&nbsp;=&nbsp;{COMPARED})" in gaps
+    assert f"+0.0540 [+0.0540,&nbsp;+0.0540] (n&nbsp;=&nbsp;{COMPARED})" in gaps
     text = report.speedup_table(effects.speedups(CURVES)).data
     assert "2.3 [2.3,&nbsp;2.3]" in text and "<td>2.3</td>" in text  # ours, and the paper's
     moved = [[0.1, 0.05], [0.01, 0.01]]
     layers = first_layers(moved, [[[0, 0], [0.5, 0.25]], [[0, 0], [0.8, 0.8]]])
     text = report.movement_table(representations.movements(layers)).data
-    assert "CBR-Small" in text and "50, 25" in text and "-25 [-25,&nbsp;-25]" in text
+    assert "CBR-Small" in text and "50, 25" in text and "-25.0 [-25.0,&nbsp;-25.0]" in text
 
 
 def cells(html):
@@ -99,7 +99,7 @@ def test_what_decides_stands_below_its_rows():
     rows = cells(report.effect_table(effects.gains, performance([0.0, 0.05])).data)
     assert [row[0] for row in rows[1:]] == ["CBR-Tiny", "ResNet-50", "<b>mean, decides</b>"]
     assert ["holds" in row[-1] for row in rows[1:]] == [True, False, False]
-    assert rows[3][1].startswith("+2.5 [+2.4,&nbsp;+2.6]")
+    assert rows[3][1].startswith("+2.50 [+2.40,&nbsp;+2.60]")
     lost = ignorant(performance([0.0, 0.05]), model=LARGE)
     rows = cells(report.effect_table(effects.gains, lost).data)
     assert rows[2][-1] == report.badge("not testable") and rows[3][1].startswith("+0.0")

@@ -350,9 +350,15 @@ def stacked(parts: dict, name: str) -> pd.DataFrame:
     return pd.concat(full, names=[name]).reorder_levels(["model", name])
 
 
+def decimals(effect: metrics.Interval, digits: int) -> int:
+    """How many to show: one more where the interval is narrower than ten steps of the last."""
+    return digits + (effect.high - effect.low < 10.0 ** (1 - digits))
+
+
 def spread(effect: metrics.Interval, digits: int = 1, unit: str = "") -> str:
     """`+0.4 points [-0.1, 0.9] (n = 5, 140 patients)`: a number never travels alone."""
     # `z`: what rounds to nought is +0.0, never -0.0.
+    digits = decimals(effect, digits)
     ends = f"[{effect.low:+z.{digits}f}, {effect.high:+z.{digits}f}]"
     of = f", {effect.patients:,} patients" if effect.patients else ""
     return f"{effect.mean:+z.{digits}f}{unit} {ends} (n = {effect.n}{of})"

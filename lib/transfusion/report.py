@@ -299,7 +299,8 @@ def _rows(table: pd.DataFrame, name: str, digits: int) -> pd.DataFrame:
 
 def _cells(effect: metrics.Interval, name: str, digits: int) -> dict[str, str]:
     detectable = metrics.detectable(effect)
-    could = f"{detectable:.{digits}f}" if np.isfinite(detectable) else "nothing"
+    shown = contrasts.decimals(effect, digits)
+    could = f"{detectable:.{shown}f}" if np.isfinite(detectable) else "nothing"
     return {figures.title(name): contrasts.spread(effect, digits), "could show": could}
 
 
