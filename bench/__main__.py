@@ -7,7 +7,7 @@ from pathlib import Path
 parser = argparse.ArgumentParser(
     "bench", description="how fast this machine is, against the plain way"
 )
-parser.add_argument("--quick", action="store_true", help="fewer rounds: about 3 min, not 11")
+parser.add_argument("--quick", action="store_true", help="fewer rounds: about 3 min, not 8")
 parser.add_argument("--json", action="store_true", help="one JSON object a line")
 parser.add_argument("--csv", type=Path, help="also write the table there")
 parser.add_argument("--avx2", action="store_true", help="again without AVX-512, AMX, bfloat16")
