@@ -1,6 +1,8 @@
 import pytest
 import torch
-from transfusion import activations, models, reference
+from transfusion import activations, models
+
+from bench import reference
 
 from .conftest import Operators
 

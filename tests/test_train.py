@@ -15,7 +15,9 @@ import torch
 import xarray as xr
 from safetensors.torch import load_file
 from scipy import stats
-from transfusion import config, data, metrics, models, reference, store, train
+from transfusion import config, data, metrics, models, store, train
+
+from bench import reference
 
 from .conftest import ROOT, poison
 
