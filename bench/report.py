@@ -89,24 +89,22 @@ def _amount(value: float, unit: str) -> str:
     return f"{float(f'{value:.3g}'):,g} {unit}"
 
 
+def _of_step(told: dict) -> dict:
+    return {
+        "on": told["device"],
+        "network": told["spec"]["model"],
+        "pixels": told["spec"]["data"]["size"],
+        "plain (ms)": told["eager_ms"],
+        "graph (ms)": told["graph_ms"],
+        "losses apart": told["losses_apart"],
+    }
+
+
 def recorded(*names: str) -> pd.DataFrame:
     """What steps took on GPUs, plain and as a CUDA graph, by the records of studies: the median of
     n trainings with the least and the greatest; others ran beside them."""
     facts = [told for name in names for told in records.facts(name).values()]
-    measured = pd.DataFrame(
-        [
-            {
-                "on": told["device"],
-                "network": told["spec"]["model"],
-                "pixels": told["spec"]["data"]["size"],
-                "plain (ms)": told["eager_ms"],
-                "graph (ms)": told["graph_ms"],
-                "losses apart": told["losses_apart"],
-            }
-            for told in facts
-            if "graph_ms" in told
-        ]
-    )
+    measured = pd.DataFrame([_of_step(told) for told in facts if "graph_ms" in told])
     grouped = measured.groupby(["on", "network", "pixels"])
     ends = [grouped.quantile(q) for q in (0.5, 0, 1)]
     shown = ends[0].astype(str)

@@ -8,7 +8,7 @@ the rows whose networks have learned. Rows that compare networks of which none h
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -125,20 +125,24 @@ def has(results: xr.Dataset, **labels: object) -> bool:
 def learned(results: xr.Dataset) -> set[tuple[str, str]]:
     """The arms (model, init) that have learned: test AUC above that of both simple baselines, each
     difference with its 95 % interval. None where no baseline was computed."""
-    named = itertools.product(results.model.values, results.init.values)
-    arms = [(str(m), str(i)) for m, i in named if has(results, model=m, init=i)]
-    return {(m, i) for m, i in arms if _above(results, arm(results, model=m, init=i))["learned"]}
+    found = {key: _above(results, one) for key, one in _arms(results)}
+    return {key for key, row in found.items() if row["learned"]}
+
+
+def _arms(results: xr.Dataset) -> Iterator[tuple[Arm, xr.Dataset]]:
+    """Those that were run, by model and init."""
+    for model, init in itertools.product(results.model.values, results.init.values):
+        if has(results, model=model, init=init):
+            yield (str(model), str(init)), arm(results, model=model, init=init)
 
 
 def levels(results: xr.Dataset) -> pd.DataFrame:
     """Test AUC of every arm in percent with its 95 % interval, what it is above each simple
     baseline, in points, and whether it has learned."""
     rows = []
-    for model, init in itertools.product(results.model.values, results.init.values):
-        if has(results, model=model, init=init):
-            one = arm(results, model=model, init=init)
-            row = {"model": str(model), "init": str(init), **effect_row("AUC", level(one))}
-            rows.append(row | _above(results, one))
+    for (model, init), one in _arms(results):
+        row = {"model": model, "init": init, **effect_row("AUC", level(one))}
+        rows.append(row | _above(results, one))
     return as_table(rows, ["model", "init"], "AUC")
 
 
