@@ -142,7 +142,7 @@ def performance(results: xr.Dataset) -> hv.Overlay:
         marks = hv.Scatter(frame, "AUC (%)", shown, label=title(init))
         layers.append(marks.opts(hv.opts.Scatter(tools=["hover"], size=11, **_mark(init))))
     top = 100 * results["test_auc"].isel(model=0).mean(["fold", "seed"]).to_series()
-    layers += _named_above(top, len(rows) - 0.62)
+    layers += _named_above(top, (len(rows) - 0.68, len(rows) - 0.42), _middle(results))
     layers += _probes(results, rows) + _baselines(results, (-0.45, -0.65))
     ticks = [(i, title(model)) for model, i in rows.items()]
     limits = dict(ylim=(-0.8, len(rows) - 0.2), padding=(0.3, 0.1))  # room for the names
@@ -158,9 +158,7 @@ def _baselines(results: xr.Dataset, heights: tuple[float, float]) -> list[hv.Ele
         return []
     found = 100 * results["baseline_auc"].mean("fold").to_series().sort_values()
     layers = [hv.VLine(value).opts(color=NULL, line_dash="dashed", line_width=1) for value in found]
-    reached = 100 * results["test_auc"]
-    ends = [float(found.min()), float(found.max()), float(reached.min()), float(reached.max())]
-    middle = (min(ends) + max(ends)) / 2
+    middle = _middle(results)
     names = [
         _names(
             [(value, height, f" {title(str(name))} ", NULL)],
@@ -190,14 +188,25 @@ def _probes(results: xr.Dataset, rows: dict[str, int]) -> list[hv.Scatter]:
     return layers
 
 
-def _named_above(found: pd.Series, height: float) -> list[hv.Labels]:
-    """The names of two inits above their marks, each growing away from the other."""
+def _named_above(found: pd.Series, heights: tuple[float, float], middle: float) -> list[hv.Labels]:
+    """The names of two inits above their marks, each in a line of its own, growing inwards."""
     if len(found) != 2:
         return []
     return [
-        _names([(value, height, title(init), _look(init)[0])], ["AUC (%)", "row"], align)
-        for (init, value), align in zip(found.sort_values().items(), ("right", "left"), strict=True)
+        _names(
+            [(value, height, title(init), _look(init)[0])],
+            ["AUC (%)", "row"],
+            "left" if value < middle else "right",
+        )
+        for (init, value), height in zip(found.items(), heights, strict=True)
     ]
+
+
+def _middle(results: xr.Dataset) -> float:
+    """Of the test AUCs that are shown, baselines included, in percent."""
+    shown = [results[name] for name in ("test_auc", "baseline_auc") if name in results]
+    ends = [float(end) for one in shown for end in (one.min(), one.max())]
+    return 50 * (min(ends) + max(ends))
 
 
 def _names(places: list[tuple[float, float, str, str]], axes: list[str], align: str) -> hv.Labels:
