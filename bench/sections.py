@@ -35,7 +35,6 @@ from transfusion import (
     experiments,
     ingest,
     machine,
-    metrics,
     models,
     schedule,
     similarity,
@@ -44,6 +43,7 @@ from transfusion import (
     studies,
     train,
 )
+from transfusion.statistics import intervals, metrics
 
 from bench import reference
 from bench.timing import Row, ceilings, compare, setting, timed
@@ -411,7 +411,7 @@ def precision(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     results = [[metrics.scored(_result(run)) for run in runs] for runs in kinds]
     auc = 100 * np.array([[float(result.test_auc) for result in way] for way in results])
     times = np.array([[result.attrs["seconds"] for result in way] for way in results])
-    found = metrics.interval(auc[1] - auc[0])
+    found = intervals.interval(auc[1] - auc[0])
     text = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}], n = {found.n}"
     (plain, ours), ratios = np.median(times, 1), tuple(times[0] / times[1])
     case = "cbr_tiny on fundus, bfloat16 for float32"

@@ -9,7 +9,8 @@ import json
 import numpy as np
 import xarray as xr
 from scipy import stats
-from transfusion import contrasts, effects, metrics
+from transfusion import effects
+from transfusion.statistics import gate, metrics
 
 LARGE, SMALL = "resnet50", ["cbr_tiny", "cbr_small"]
 MODELS = [*SMALL, LARGE]
@@ -43,7 +44,7 @@ def tested(auc, curve, error=0.001, seed=0):
     rng, folds = np.random.default_rng([seed, 1]), auc.fold.values
     mean = auc.mean("seed")
     influence = (("model", "init", "fold", "patient"), _shares(rng, mean.shape, error))
-    names, dims = contrasts.SIMPLE, ("baseline", "fold")
+    names, dims = gate.SIMPLE, ("baseline", "fold")
     parts = {
         "test_auc": auc,
         "auc": curve,
@@ -78,7 +79,7 @@ def performance(gain, noise=0.001, models=("cbr_tiny", LARGE), seed=0, **runs):
 def keeping_up(random, transfer, noise=0.001):
     """A small network ahead of a large one, by init."""
     small = {("cbr_tiny", "random"): 0.8 + random, ("cbr_tiny", "transfer"): 0.8 + transfer}
-    return trained(small | {(LARGE, i): 0.8 for i in contrasts.BOTH}, noise)
+    return trained(small | {(LARGE, i): 0.8 for i in gate.BOTH}, noise)
 
 
 def sources(target, noise=0.0):
@@ -97,7 +98,7 @@ def frozen(behind, noise=0.001, seed=0):
     dims = ("model", "probe", "fold")
     parts = {"probe_auc": (dims, values)}
     parts |= {"probe_influence": ((*dims, "patient"), _shares(rng, shape, noise))}
-    return results.assign(parts).assign_coords(probe=contrasts.BOTH)
+    return results.assign(parts).assign_coords(probe=gate.BOTH)
 
 
 def scores(shifts, findings=("edema",), noise=0.1, images=40, seeds=SEEDS, seed=0, uneven=0.0):
@@ -145,7 +146,7 @@ def collected(said):
     others = others.drop_vars(["influence", "baseline_influence"])
     patients = found.shape[-1]
     results = others.merge(results.assign(influence=results["finding_influence"].mean("finding")))
-    shape = (len(contrasts.SIMPLE), FOLDS, patients)
+    shape = (len(gate.SIMPLE), FOLDS, patients)
     results["baseline_influence"] = (("baseline", "fold", "patient"), np.zeros(shape))
     results["patients"] = ("fold", np.full(FOLDS, patients))
     results["baseline_auc"] = results["baseline_auc"] - (BASELINE - 0.5)
@@ -243,7 +244,7 @@ def robustness(gains, noise=0.001):
 
 
 def networks(seeds=COMPARED):
-    return [(init, str(s)) for init in contrasts.BOTH for s in range(seeds)]
+    return [(init, str(s)) for init in gate.BOTH for s in range(seeds)]
 
 
 def couples(nets):
@@ -420,7 +421,7 @@ def taught(monkeypatch):
     def every(results):
         return {(m, i) for m in results.model.values for i in results.init.values}
 
-    monkeypatch.setattr(contrasts, "learned", every)
+    monkeypatch.setattr(gate, "learned", every)
 
 
 # --- what is found ---------------------------------------------------------------------------

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 from scipy import stats
-from transfusion import claims, contrasts, effects, metrics, paper, representations
+from transfusion import claims, effects, paper, representations
 from transfusion.claims import CLAIMS, Claim, Finding
+from transfusion.statistics import contrasts, intervals
 
 from . import made_up
 from .made_up import FALLING, LARGE, LEVEL, MODELS, STAYING, at_rates, ignorant
@@ -166,7 +167,7 @@ def case(name, verdict):
     return CASES[name][verdict]()
 
 
-@pytest.mark.parametrize("verdict", metrics.VERDICTS)
+@pytest.mark.parametrize("verdict", intervals.VERDICTS)
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_claim_comes_out_with_each_verdict(name, verdict):
     if (name, verdict) in OUT_OF_REACH:
@@ -175,7 +176,7 @@ def test_a_claim_comes_out_with_each_verdict(name, verdict):
     found = claims.decide(name, case(name, verdict))
     assert found.verdict == verdict
     decided = verdict in ("holds", "differs")
-    assert np.isnan(found.p) or (found.p < metrics.LEVEL) == decided
+    assert np.isnan(found.p) or (found.p < intervals.LEVEL) == decided
     assert "nan" not in found.found + found.beside
 
 
@@ -362,7 +363,7 @@ def test_a_claim_can_do_without_some_arms(name, lack, all_learned):
     results = CASES[name]["holds"]()
     left = results.drop_sel(model=LARGE, errors="ignore")
     found = claims.decide(name, left if lack == "model" else from_random_alone(results))
-    assert found.verdict in metrics.VERDICTS and "nan" not in found.found
+    assert found.verdict in intervals.VERDICTS and "nan" not in found.found
     needs = NEEDS_LARGE if lack == "model" else NEEDS_OTHER
     assert (found is claims.NOTHING) == (name in needs) or name == "source_accuracy"
 

@@ -6,7 +6,8 @@ import pytest
 import xarray as xr
 from scipy import stats
 from sklearn.metrics import roc_auc_score
-from transfusion import contrasts, effects, metrics, representations, tuning
+from transfusion import effects, representations, tuning
+from transfusion.statistics import contrasts, gate, intervals, metrics
 
 from . import made_up
 from .made_up import (
@@ -177,13 +178,13 @@ def test_on_one_fold_it_is_students_over_repetitions():
     results = performance(0.02, noise=0.02, folds=1, seeds=5).drop_vars("influence")
     row = decided(effects.gains(results)).loc[LARGE]
     random, transfer = (
-        100 * results.test_auc.sel(model=LARGE, init=i).values.ravel() for i in contrasts.BOTH
+        100 * results.test_auc.sel(model=LARGE, init=i).values.ravel() for i in gate.BOTH
     )
     expected = stats.ttest_rel(transfer, random).confidence_interval()
     assert ends(row) == pytest.approx(tuple(expected))
 
 
-@pytest.mark.parametrize("init", contrasts.BOTH)
+@pytest.mark.parametrize("init", gate.BOTH)
 def test_a_failed_run_counts_in_no_pair(init):
     images = said(("edema",), seeds=3)
     results = made_up.collected(images)
@@ -218,7 +219,7 @@ def test_nets_that_share_their_images_are_compared_more_sharply():
     results = films(("edema",), noise=0.1)
     found = contrasts.combined(effects.gain(results, LARGE))
     apart = [contrasts.combined([(100, contrasts.arm(results, model=LARGE, init=i))])
-             for i in contrasts.BOTH]  # fmt: skip
+             for i in gate.BOTH]  # fmt: skip
     assert found.se < 0.5 * np.hypot(*(one.se for one in apart))
 
 
@@ -233,7 +234,7 @@ def test_nets_that_share_their_images_are_compared_more_sharply():
 def test_gains_come_out_with_each_verdict(gain, noise, verdicts):
     table = contrasts.table(effects.gains(performance([gain, gain], noise)))
     assert table["verdict"].tolist() == verdicts
-    assert ((table["p"] < metrics.LEVEL) == (table["verdict"] != "inconclusive")).all()
+    assert ((table["p"] < intervals.LEVEL) == (table["verdict"] != "inconclusive")).all()
 
 
 def test_keeping_up_is_not_being_worse():
@@ -300,25 +301,25 @@ def test_findings_are_a_mean_over_networks_that_have_learned():
 
 def test_an_arm_has_learned_where_it_is_above_both_baselines():
     results = performance([0.0, 0.05])
-    every = {(m, i) for m in ("cbr_tiny", LARGE) for i in contrasts.BOTH}
-    assert contrasts.learned(results) == every
-    assert contrasts.learned(ignorant(results)) == set()
-    assert contrasts.learned(ignorant(results, model=LARGE, init="random")) == every - {
+    every = {(m, i) for m in ("cbr_tiny", LARGE) for i in gate.BOTH}
+    assert gate.learned(results) == every
+    assert gate.learned(ignorant(results)) == set()
+    assert gate.learned(ignorant(results, model=LARGE, init="random")) == every - {
         (LARGE, "random")
     }
-    for name in contrasts.SIMPLE:
+    for name in gate.SIMPLE:
         one = results["baseline_auc"].where(results.baseline != name, 0.82)
-        assert contrasts.learned(results.assign(baseline_auc=one)) == {(LARGE, "transfer")}
+        assert gate.learned(results.assign(baseline_auc=one)) == {(LARGE, "transfer")}
 
 
-@pytest.mark.parametrize("lack", [*contrasts.SIMPLE, "both"])
+@pytest.mark.parametrize("lack", [*gate.SIMPLE, "both"])
 def test_where_a_baseline_is_missing_nothing_is_known_to_have_learned(lack):
     results = performance(0.0)
     lost = [n for n in results.data_vars if n.startswith("baseline")]
     left = results.drop_vars([*lost, "baseline"]) if lack == "both" else results.drop_sel(
         baseline=lack
     )  # fmt: skip
-    assert contrasts.learned(left) == set()
+    assert gate.learned(left) == set()
     assert contrasts.decide(effects.gains(left)) == ("not testable", 1)
 
 
@@ -329,22 +330,22 @@ def test_an_arm_above_a_baseline_by_its_mean_alone_has_not_learned():
         )
         for noise in (0.001, 0.05)
     )
-    rows = [contrasts.levels(results).loc[(LARGE, "random")] for results in (clear, vague)]
+    rows = [gate.levels(results).loc[(LARGE, "random")] for results in (clear, vague)]
     assert [row["above statistics"] for row in rows] == pytest.approx([2, 2])
     assert rows[0]["learned"] and rows[0]["above statistics from"] > 0
     assert not rows[1]["learned"] and rows[1]["above statistics from"] < 0
 
 
 def test_levels_are_means_in_percent_and_lie_within_their_intervals():
-    table = contrasts.levels(performance([0.1, 0.15], noise=0.02))
+    table = gate.levels(performance([0.1, 0.15], noise=0.02))
     assert table["AUC"].tolist() == pytest.approx([80, 90, 80, 95])
     assert ((table["low"] < table["AUC"]) & (table["AUC"] < table["high"])).all()
     above, below = table["high"] - table["AUC"], table["AUC"] - table["low"]
     assert (above < below).all()  # on log odds
-    base = contrasts.baseline_levels(made_up.frozen([0.05, 0.05]))
-    assert list(base.index)[:2] == [("", name) for name in contrasts.SIMPLE]
+    base = gate.baseline_levels(made_up.frozen([0.05, 0.05]))
+    assert list(base.index)[:2] == [("", name) for name in gate.SIMPLE]
     assert set(base.index[2:]) == {(m, f"probe:{i}") for m in ("cbr_small", LARGE)
-                                   for i in contrasts.BOTH}  # fmt: skip
+                                   for i in gate.BOTH}  # fmt: skip
 
 
 def test_a_network_that_has_not_learned_leaves_the_contrast():
@@ -363,10 +364,10 @@ def two_sizes():
 
 
 def test_no_difference_takes_all_compared_arms_and_a_difference_one():
-    for init in contrasts.BOTH:
+    for init in gate.BOTH:
         lost = ignorant(performance([0.0, 0.0]), model=LARGE, init=init)
         assert effects.gains(lost).testable == {("cbr_tiny",)}
-        assert effects.keeping_up(lost).testable == {("cbr_tiny", i) for i in contrasts.BOTH
+        assert effects.keeping_up(lost).testable == {("cbr_tiny", i) for i in gate.BOTH
                                                      if i != init}  # fmt: skip
         lost = ignorant(two_sizes(), model=LARGE, init=init)
         assert (LARGE,) in effects.shrinking(lost).testable
@@ -453,7 +454,7 @@ def test_a_correlation_is_loose_where_its_interval_says_so(n, rng):
     for mix in (0, 0.3, 3):
         for _ in range(5):
             x = rng.normal(size=n)
-            rho = metrics.rank_correlation(x, mix * x + rng.normal(size=n))
+            rho = intervals.rank_correlation(x, mix * x + rng.normal(size=n))
             found = effects.loose(rho)
             assert (found.verdict == "holds") == (max(-rho.low, rho.high) < 0.5)
             assert (found.p < 0.05) == (found.verdict != "inconclusive")
@@ -572,7 +573,7 @@ def test_the_interval_of_a_speedup_is_students_over_folds():
     row = effects.speedups(results).loc[(LARGE, "mean_var")]
     level = effects.start_level(results, LARGE)
     reached = [
-        [[metrics.steps_to(level, results.step.values, run) for run in fold] for fold in
+        [[intervals.steps_to(level, results.step.values, run) for run in fold] for fold in
          results["auc"].sel(model=LARGE, init=init).values] for init in ("random", "mean_var")
     ]  # fmt: skip
     ratios = (np.log2(reached[0]) - np.log2(reached[1])).mean(1)
@@ -704,7 +705,7 @@ def test_gains_of_nothing_are_seldom_decided(seeds, noise, uneven):
     """Whether networks differ in what they say of single images or in all that they learned."""
     p = []
     for seed in range(2):
-        shifts = {(net, init): [1.0] for net in NETS for init in contrasts.BOTH}
+        shifts = {(net, init): [1.0] for net in NETS for init in gate.BOTH}
         p += p_of_no_gain(
             made_up.scored(shifts, noise=noise, uneven=uneven, seeds=seeds, seed=seed)
         )
@@ -747,7 +748,7 @@ def test_speedups_of_nothing_are_seldom_decided(rng, all_learned):
 def test_networks_like_the_baselines_have_seldom_learned():
     shifts = {(net, "random"): [0.0] for net in NETS}
     results = made_up.scored(shifts, noise=0.3, uneven=0.2)
-    assert at_most_one_in_twenty(contrasts.levels(results)["learned"])
+    assert at_most_one_in_twenty(gate.levels(results)["learned"])
 
 
 # --- what is missing -------------------------------------------------------------------------
@@ -810,7 +811,7 @@ TABLES = {
     "speed by variant": (effects.speedups_by_variant,
                          lambda: made_up.stacked({"a": curves(300, 100)}, "variant")),
     "movements": (representations.movements, layers),
-    "levels": (contrasts.levels, lambda: performance([0, 0])),
+    "levels": (gate.levels, lambda: performance([0, 0])),
 }  # fmt: skip
 
 
@@ -842,7 +843,7 @@ def test_a_row_gives_back_its_interval():
 
 
 def test_a_number_never_travels_alone():
-    one = metrics.Interval(0.44, -0.12, 1, 0.5, 4)
+    one = intervals.Interval(0.44, -0.12, 1, 0.5, 4)
     assert contrasts.spread(one, unit=" points") == "+0.4 points [-0.1, +1.0] (n = 4)"
     many = one._replace(mean=-0.04, low=-1.1, high=0.04, patients=1400)
     assert contrasts.spread(many) == "+0.0 [-1.1, +0.0] (n = 4, 1,400 patients)"
@@ -855,7 +856,7 @@ def test_a_number_never_travels_alone():
 
 def test_below_is_above_turned_round(rng):
     for mean, half in itertools.product((-2, 0, 2), (1, 3)):
-        effect = metrics.students(mean, half / 2, 1.0, 10, 9)
-        turned = metrics.students(-mean, half / 2, 1.0, 10, 9)
+        effect = intervals.students(mean, half / 2, 1.0, 10, 9)
+        turned = intervals.students(-mean, half / 2, 1.0, 10, 9)
         assert contrasts.below(effect) == contrasts.above(turned)
         assert contrasts.equivalent(1.0)(effect) == contrasts.equivalent(1.0)(turned)

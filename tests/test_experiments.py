@@ -5,16 +5,8 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
-from transfusion import (
-    config,
-    data,
-    experiments,
-    machine,
-    metrics,
-    schedule,
-    store,
-    studies,
-)
+from transfusion import config, data, experiments, machine, schedule, store, studies
+from transfusion.statistics import metrics
 
 from .conftest import KNOBS, collect, poison
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 from sklearn.metrics import average_precision_score
-from transfusion import metrics
-from transfusion.metrics import Decision, Interval
+from transfusion.statistics import intervals, metrics
+from transfusion.statistics.intervals import Decision, Interval
 
 
 def test_auc_is_the_chance_of_a_right_order(rng):
@@ -236,7 +236,7 @@ def test_questions_of_every_kind_of_target(kind, rng):
 def test_interval_is_students(rng):
     values = rng.normal(3, 2, 7)
     expected = stats.t.interval(0.95, 6, values.mean(), stats.sem(values))
-    found = metrics.interval(values)
+    found = intervals.interval(values)
     assert (found.low, found.high) == pytest.approx(expected)
     assert (found.n, found.df) == (7, 6)
     assert found.se == pytest.approx(stats.sem(values))
@@ -244,8 +244,8 @@ def test_interval_is_students(rng):
 
 
 def test_interval_leaves_failed_runs_out():
-    assert metrics.interval(np.array([1.0, np.nan, 3.0])).n == 2
-    alone = metrics.interval(np.array([1.0]))
+    assert intervals.interval(np.array([1.0, np.nan, 3.0])).n == 2
+    alone = intervals.interval(np.array([1.0]))
     assert (alone.low, alone.high, alone.se) == (-np.inf, np.inf, np.inf)
 
 
@@ -260,7 +260,7 @@ def effect(rng):
 
 def test_without_influence_folds_stand_for_themselves(effect):
     values, _, _ = effect
-    found, means = metrics.over_folds(values), values.mean(1)
+    found, means = intervals.over_folds(values), values.mean(1)
     t = stats.ttest_1samp(means, 0).confidence_interval()
     assert (found.low, found.high) == pytest.approx((t.low, t.high))
     assert (found.mean, found.n, found.freedom) == (pytest.approx(means.mean()), 15, 4)
@@ -268,13 +268,13 @@ def test_without_influence_folds_stand_for_themselves(effect):
 
 
 def test_repetitions_of_one_fold_stand_for_themselves(effect):
-    assert metrics.over_folds(effect[0][:1]) == metrics.interval(effect[0][0])
+    assert intervals.over_folds(effect[0][:1]) == intervals.interval(effect[0][0])
 
 
 def test_repetitions_tell_what_training_adds_to_patients(effect):
     """Two variances, each with its degrees of freedom: Satterthwaite's of their sum."""
     values, influence, patients = effect
-    found = metrics.over_folds(values, influence, patients)
+    found = intervals.over_folds(values, influence, patients)
     seen = metrics.patients_variance(influence, patients).sum() / 25
     trained = values.var(1, ddof=1).mean() / 15
     squares = np.square(influence)
@@ -294,75 +294,75 @@ def test_of_one_repetition_training_is_what_folds_vary_beyond_their_patients(eff
     between = once.var(ddof=1) / 5
     seen = metrics.patients_variance(influence, patients).sum() / 25
     assert between > seen, "so made up"
-    found = metrics.over_folds(once, influence, patients)
+    found = intervals.over_folds(once, influence, patients)
     assert found.se**2 == pytest.approx(between), "patients are in it already"
     alike = np.full((5, 1), 0.8)
-    found = metrics.over_folds(alike, influence, patients)
+    found = intervals.over_folds(alike, influence, patients)
     assert found.se**2 == pytest.approx(seen), "folds that vary less owe nothing to training"
-    assert found.df == pytest.approx(metrics._effective(influence, patients))
+    assert found.df == pytest.approx(intervals._effective(influence, patients))
 
 
 def test_one_fold_has_an_error_where_it_is_repeated(effect):
     values, influence, patients = effect
-    one = metrics.over_folds(values[:1], influence[:1], patients[:1])
+    one = intervals.over_folds(values[:1], influence[:1], patients[:1])
     seen = metrics.patients_variance(influence[0], 20)
     assert one.se**2 == pytest.approx(seen + values[0].var(ddof=1) / 3)
-    once = metrics.over_folds(values[:1, :1], influence[:1], patients[:1])
+    once = intervals.over_folds(values[:1, :1], influence[:1], patients[:1])
     assert (once.mean, once.low, once.high) == (values[0, 0], -np.inf, np.inf)
-    assert metrics.decide_positive(once) == Decision("inconclusive", 1.0)
+    assert intervals.decide_positive(once) == Decision("inconclusive", 1.0)
 
 
 def test_failed_runs_and_folds_are_left_out(effect):
     values, influence, patients = effect
     holes = values.copy()
     holes[1], holes[0, 2] = np.nan, np.nan
-    found = metrics.over_folds(holes, influence, patients)
+    found = intervals.over_folds(holes, influence, patients)
     kept = [0, 2, 3, 4]
     assert found.mean == pytest.approx(np.nanmean(holes[kept], 1).mean())
     assert (found.n, found.patients) == (11, patients[kept].sum())
     whole = np.delete(values, 1, 0), influence[kept], patients[kept]
     holes[0, 2] = values[0, 2]
-    assert metrics.over_folds(holes, influence, patients) == metrics.over_folds(*whole)
-    nothing = metrics.over_folds(np.full((5, 3), np.nan), influence, patients)
+    assert intervals.over_folds(holes, influence, patients) == intervals.over_folds(*whole)
+    nothing = intervals.over_folds(np.full((5, 3), np.nan), influence, patients)
     assert (nothing.n, nothing.high) == (0, np.inf) and np.isnan(nothing.mean)
 
 
 def test_influence_that_is_unknown_leaves_the_interval_open(effect):
     values, influence, patients = effect
     influence[2] = np.nan
-    found = metrics.over_folds(values, influence, patients)
+    found = intervals.over_folds(values, influence, patients)
     assert (found.mean, found.high) == (pytest.approx(values.mean()), np.inf)
 
 
 def test_an_effect_that_never_varies_is_certain(effect):
     values, influence, patients = np.full((5, 3), 0.25), np.zeros((5, 24)), effect[2]
-    found = metrics.over_folds(values, influence, patients)
+    found = intervals.over_folds(values, influence, patients)
     assert (found.low, found.high) == (0.25, 0.25)
-    assert metrics.decide_positive(found) == Decision("holds", 0.0)
+    assert intervals.decide_positive(found) == Decision("holds", 0.0)
 
 
 def test_many_like_patients_leave_many_degrees_of_freedom_and_one_leaves_one():
     alike = np.tile([0.01, -0.01], (5, 12))
     patients = np.full(5, 24)
-    assert metrics._effective(alike, patients) == 115  # of 120, one a fold is not free
+    assert intervals._effective(alike, patients) == 115  # of 120, one a fold is not free
     one = np.zeros((5, 24))
     one[0, 0] = 0.3
-    assert metrics._effective(one, patients) == 1
+    assert intervals._effective(one, patients) == 1
 
 
 def test_level_is_on_the_scale_of_log_odds(effect):
     values, influence, patients = effect
-    plain, found = (f(values, influence, patients) for f in (metrics.over_folds, metrics.level))
+    plain, found = (f(values, influence, patients) for f in (intervals.over_folds, intervals.level))
     assert (found.mean, found.df, found.n) == (plain.mean, plain.df, plain.n)
     ends = special.logit([found.low, found.high]) - special.logit(found.mean)
     assert ends[1] == pytest.approx(-ends[0])
     assert ends[1] == pytest.approx((plain.high - plain.mean) / plain.mean / (1 - plain.mean))
-    near = metrics.level(0.999 - 0.001 * values, influence, patients)
+    near = intervals.level(0.999 - 0.001 * values, influence, patients)
     assert 0 < near.low < near.mean < near.high < 1
     assert near.mean - near.low > near.high - near.mean
-    unknown = metrics.level(values[:1, :1], influence[:1], patients[:1])
+    unknown = intervals.level(values[:1, :1], influence[:1], patients[:1])
     assert (unknown.low, unknown.high) == (0, 1)
-    right = metrics.level(np.ones((5, 3)), np.zeros((5, 24)), patients)
+    right = intervals.level(np.ones((5, 3)), np.zeros((5, 24)), patients)
     assert (right.low, right.high) == (1, 1)
 
 
@@ -408,8 +408,8 @@ def coverage(shifts, studies, **how):
         values, influence = two_arms(rng, shifts, **how)
         patients = np.full(len(values), influence.shape[-1])
         apart = values[..., 1] - values[..., 0], influence[1] - influence[0]
-        effect = metrics.over_folds(*apart, patients)
-        alone = metrics.level(values[..., 0], influence[0], patients)
+        effect = intervals.over_folds(*apart, patients)
+        alone = intervals.level(values[..., 0], influence[0], patients)
         there = effect.low <= second - first <= effect.high, alone.low <= first <= alone.high
         covered.append(there)
     return *np.mean(covered, 0), (first, second)
@@ -442,8 +442,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say(ease, most, repetitions, 
 
 
 def test_detectable_effects_are_found_with_that_power(rng):
-    effect = metrics.interval(rng.normal(size=5))
-    true = metrics.detectable(effect, power=0.7)
+    effect = intervals.interval(rng.normal(size=5))
+    true = intervals.detectable(effect, power=0.7)
     # Runs with the standard error that this effect has in the mean over samples.
     values = true + effect.sd * rng.normal(size=(20000, 5))
     found = stats.ttest_1samp(values, 0, axis=1)
@@ -453,27 +453,27 @@ def test_detectable_effects_are_found_with_that_power(rng):
 def test_detectable_effect_of_many_runs_is_the_normal_one():
     effect = Interval(0.0, -1.0, 1.0, np.nan, 10**8)
     expected = (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * effect.se
-    assert metrics.detectable(effect) == pytest.approx(expected)
-    assert metrics.detectable(metrics.interval([1.0])) == np.inf
-    assert metrics.detectable(metrics.interval([1.0, 1.0])) == 0
+    assert intervals.detectable(effect) == pytest.approx(expected)
+    assert intervals.detectable(intervals.interval([1.0])) == np.inf
+    assert intervals.detectable(intervals.interval([1.0, 1.0])) == 0
 
 
 def test_rank_correlation_is_spearmans(rng):
     x = rng.normal(size=12)
     y = np.exp(x + rng.normal(size=12))
-    found, expected = metrics.rank_correlation(x, y), stats.spearmanr(x, y)
+    found, expected = intervals.rank_correlation(x, y), stats.spearmanr(x, y)
     ranks = stats.pearsonr(stats.rankdata(x), stats.rankdata(y))
     assert found.mean == pytest.approx(expected.statistic)
     assert (found.low, found.high) == pytest.approx(tuple(ranks.confidence_interval()))
     assert found.p == pytest.approx(expected.pvalue, rel=0.3)
-    assert metrics.rank_correlation([*x, np.nan], [*y, 1.0]) == found
+    assert intervals.rank_correlation([*x, np.nan], [*y, 1.0]) == found
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 6])
 def test_perfect_rank_correlations(n):
     """One order of n! is as good, one as bad; four points are too few to be sure of a sign."""
-    up = metrics.rank_correlation(np.arange(n), np.arange(n) ** 3)
-    down = metrics.rank_correlation(np.arange(n), -np.arange(n))
+    up = intervals.rank_correlation(np.arange(n), np.arange(n) ** 3)
+    down = intervals.rank_correlation(np.arange(n), -np.arange(n))
     assert (up.mean, up.high, up.n) == (pytest.approx(1), pytest.approx(1), n)
     assert (down.low, down.high, down.p) == (pytest.approx(-up.high), pytest.approx(-up.low), up.p)
     assert up.p == pytest.approx(2 / np.prod(np.arange(1, n + 1)))
@@ -481,7 +481,7 @@ def test_perfect_rank_correlations(n):
 
 
 def test_constant_ranks_have_no_correlation():
-    found = metrics.rank_correlation(np.arange(5), np.ones(5))
+    found = intervals.rank_correlation(np.arange(5), np.ones(5))
     assert np.isnan(found.mean)
     assert found[1:] == (-1, 1, 5, 1)
 
@@ -504,7 +504,7 @@ def between(low, high):
     ],
 )
 def test_equivalence(low, high, verdict):
-    assert metrics.equivalence(between(low, high), 1.0) == verdict
+    assert intervals.equivalence(between(low, high), 1.0) == verdict
 
 
 @pytest.mark.parametrize(
@@ -512,42 +512,43 @@ def test_equivalence(low, high, verdict):
     [(0.1, 1, "holds"), (-2, -0.1, "differs"), (-1, 1, "inconclusive")],
 )
 def test_positive(low, high, verdict):
-    assert metrics.positive(between(low, high)) == verdict
+    assert intervals.positive(between(low, high)) == verdict
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.3, 1.0])
 def test_p_values_decide_as_intervals_do(margin, rng):
     for _ in range(200):
-        effect = metrics.interval(rng.normal(rng.normal(0, 1), 0.5, 4))
+        effect = intervals.interval(rng.normal(rng.normal(0, 1), 0.5, 4))
         inside = -margin < effect.low and effect.high < margin
         beyond = effect.low > margin or effect.high < -margin
-        assert (metrics.p_equivalent(effect, margin) < 0.05) == inside
-        assert (metrics.p_beyond(effect, margin) < 0.05) == beyond
-        assert (metrics.p_positive(effect, margin) < 0.05) == (effect.low > margin)
-        assert (metrics.p_negative(effect, margin) < 0.05) == (effect.high < margin)
+        assert (intervals.p_equivalent(effect, margin) < 0.05) == inside
+        assert (intervals.p_beyond(effect, margin) < 0.05) == beyond
+        assert (intervals.p_positive(effect, margin) < 0.05) == (effect.low > margin)
+        assert (intervals.p_negative(effect, margin) < 0.05) == (effect.high < margin)
         for decided in (
-            metrics.decide_equivalent(effect, margin),
-            metrics.decide_positive(effect, margin),
+            intervals.decide_equivalent(effect, margin),
+            intervals.decide_positive(effect, margin),
         ):
             assert (decided.p < 0.05) == (decided.verdict != "inconclusive")
 
 
 def test_p_values_are_those_of_t_tests(rng):
     values = rng.normal(0.4, 1, 9)
-    effect, (low, high) = metrics.interval(values), (-1.0, 1.0)
+    effect, (low, high) = intervals.interval(values), (-1.0, 1.0)
     two_sided = stats.ttest_1samp(values, 0).pvalue
-    assert min(metrics.p_positive(effect), metrics.p_negative(effect)) == pytest.approx(two_sided)
-    assert metrics.p_beyond(effect, 0.0) == pytest.approx(two_sided)
+    one_sided = intervals.p_positive(effect), intervals.p_negative(effect)
+    assert min(one_sided) == pytest.approx(two_sided)
+    assert intervals.p_beyond(effect, 0.0) == pytest.approx(two_sided)
     above = stats.ttest_1samp(values, low, alternative="greater").pvalue
     below = stats.ttest_1samp(values, high, alternative="less").pvalue
-    assert metrics.p_equivalent(effect, 1.0) == pytest.approx(2 * max(above, below))
+    assert intervals.p_equivalent(effect, 1.0) == pytest.approx(2 * max(above, below))
 
 
 @pytest.mark.parametrize("values", [[], [np.nan], [5.0], [np.nan, 5.0]])
 def test_too_few_runs_decide_nothing(values):
-    effect = metrics.interval(np.array(values))
-    assert metrics.decide_positive(effect, 1.0) == Decision("inconclusive", 1.0)
-    assert metrics.decide_equivalent(effect, 9.0) == Decision("inconclusive", 1.0)
+    effect = intervals.interval(np.array(values))
+    assert intervals.decide_positive(effect, 1.0) == Decision("inconclusive", 1.0)
+    assert intervals.decide_equivalent(effect, 9.0) == Decision("inconclusive", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -559,31 +560,31 @@ def test_too_few_runs_decide_nothing(values):
     ],
 )
 def test_equal_runs_are_certain(value, equivalent, positive):
-    effect = metrics.interval(np.full(4, value))
-    assert metrics.decide_equivalent(effect, 1.0) == equivalent
-    assert metrics.decide_positive(effect, 1.0) == positive
+    effect = intervals.interval(np.full(4, value))
+    assert intervals.decide_equivalent(effect, 1.0) == equivalent
+    assert intervals.decide_positive(effect, 1.0) == positive
 
 
 def test_adjusted_is_benjamini_and_hochbergs():
     """The largest p stays, the smallest is multiplied by the number of claims; nan is no claim."""
-    found = metrics.adjusted(np.array([[0.01, np.nan], [0.04, 0.9]]))
+    found = intervals.adjusted(np.array([[0.01, np.nan], [0.04, 0.9]]))
     assert found == pytest.approx(np.array([[0.03, np.nan], [0.06, 0.9]]), nan_ok=True)
-    assert np.isnan(metrics.adjusted([np.nan])).all()
-    assert len(metrics.adjusted([])) == 0
+    assert np.isnan(intervals.adjusted([np.nan])).all()
+    assert len(intervals.adjusted([])) == 0
 
 
 def test_no_effect_seldom_counts_as_one(rng):
     """The 95 % interval of differences that are noise excludes 0 one time in twenty."""
-    found = [metrics.positive(metrics.interval(rng.normal(size=5))) for _ in range(2000)]
+    found = [intervals.positive(intervals.interval(rng.normal(size=5))) for _ in range(2000)]
     share = np.mean([verdict != "inconclusive" for verdict in found])
     assert 0.035 < share < 0.065
 
 
 def test_steps_to_a_level():
     steps, curve = np.array([10, 20, 30]), np.array([0.5, 0.7, 0.9])
-    assert metrics.steps_to(0.8, steps, curve) == pytest.approx(25)
-    assert metrics.steps_to(0.4, steps, curve) == 10
-    assert metrics.steps_to(0.95, steps, curve) == np.inf
+    assert intervals.steps_to(0.8, steps, curve) == pytest.approx(25)
+    assert intervals.steps_to(0.4, steps, curve) == 10
+    assert intervals.steps_to(0.95, steps, curve) == np.inf
 
 
 def test_average_precision_is_that_of_scikit_learn(rng):

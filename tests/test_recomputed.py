@@ -7,7 +7,8 @@ import pytest
 from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.weightstats import DescrStatsW
-from transfusion import contrasts, effects, experiments, records, store, studies
+from transfusion import effects, experiments, records, store, studies
+from transfusion.statistics import contrasts
 
 from .conftest import KNOBS, ROOT, collect
 

@@ -9,20 +9,9 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from transfusion import (
-    cache as care,
-)
-from transfusion import (
-    config,
-    experiments,
-    machine,
-    metrics,
-    records,
-    schedule,
-    store,
-    studies,
-    train,
-)
+from transfusion import cache as care
+from transfusion import config, experiments, machine, records, schedule, store, studies, train
+from transfusion.statistics import metrics
 
 from .conftest import KNOBS, collect
 

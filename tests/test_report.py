@@ -9,7 +9,6 @@ import pytest
 import xarray as xr
 from transfusion import (
     claims,
-    contrasts,
     effects,
     figures,
     paper,
@@ -20,6 +19,7 @@ from transfusion import (
     studies,
     tuning,
 )
+from transfusion.statistics import contrasts
 
 from . import made_up
 from .made_up import (

@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from transfusion import contrasts, figures, metrics, representations
+from transfusion import figures, representations
+from transfusion.statistics import contrasts, gate, intervals
 
 from . import made_up
 from .made_up import (
@@ -182,7 +183,7 @@ def test_the_start_foretells_by_the_squared_correlation_over_neurons():
 
 def test_initial_and_final_shares_are_of_the_same_pairs():
     one = figures.blocks_of(predicted([[1, 1], [1, 1]]), "cbr_tiny", "cca").isel(block=0)
-    for kind in contrasts.BOTH:
+    for kind in gate.BOTH:
         before, after = figures.neurons(one, kind)
         correlations = np.corrcoef(before, after)[: len(before), len(before) :]
         assert (np.diag(correlations) > 0.95).all()
@@ -262,7 +263,7 @@ def test_movements_are_percent_and_gabors_are_counted():
     further = contrasts.table(representations.moving(results))
     assert further["verdict"].tolist() == ["holds", "holds"]
     assert further["further"].tolist() == pytest.approx([9, 4], rel=0.1)
-    for init in contrasts.BOTH:
+    for init in gate.BOTH:
         found = contrasts.table(representations.gabor_changes(results, init))
         assert found["verdict"].to_dict() == {"cbr_small": "holds"}
         assert ends(found.loc["cbr_small"]) == ends(table.loc[("cbr_small", init)])
@@ -279,7 +280,7 @@ def test_movements_are_decided_over_folds():
 
 def test_gabors_that_are_learned_or_stay_speak_against_the_claim():
     results = first_layers([[0.1, 0.1], [0.1, 0.1]], [[[0, 0.5], [0.2, 0.5]], [[0, 0], [0, 0]]])
-    for init in contrasts.BOTH:
+    for init in gate.BOTH:
         found = contrasts.decide(representations.gabor_changes(results, init))
         assert found.verdict == "differs"
 
@@ -308,8 +309,8 @@ def test_gaps_of_nothing_are_seldom_decided(rng, own, seeds):
     values = 0.5 + 0.01 * rng.normal(size=(len(names), 1, len(pairs)))
     values += made_up.likings(rng, pairs, len(names), own)
     table = representations.gaps(made_up.compared(values, pairs, models=names))
-    p = [metrics.p_positive(contrasts.as_interval(row, "added")) for _, row in table.iterrows()]
-    p += [metrics.p_negative(contrasts.as_interval(row, "added")) for _, row in table.iterrows()]
+    p = [intervals.p_positive(contrasts.as_interval(row, "added")) for _, row in table.iterrows()]
+    p += [intervals.p_negative(contrasts.as_interval(row, "added")) for _, row in table.iterrows()]
     assert at_most_one_in_twenty(np.reshape(p, (2, -1)).min(0) < 0.05)
 
 

@@ -9,7 +9,6 @@ from transfusion import (
     costs,
     data,
     experiments,
-    metrics,
     models,
     schedule,
     store,
@@ -17,6 +16,7 @@ from transfusion import (
     tables,
     train,
 )
+from transfusion.statistics import metrics
 
 from .conftest import KNOBS, collect
 

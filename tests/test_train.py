@@ -15,7 +15,8 @@ import torch
 import xarray as xr
 from safetensors.torch import load_file
 from scipy import stats
-from transfusion import config, data, metrics, models, store, train
+from transfusion import config, data, models, store, train
+from transfusion.statistics import metrics
 
 from bench import reference
 

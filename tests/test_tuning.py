@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import xarray as xr
-from transfusion import contrasts, effects, metrics, tuning
+from transfusion import effects, tuning
+from transfusion.statistics import contrasts, intervals
 
 from . import made_up
 
@@ -53,4 +54,4 @@ def test_what_is_foreseen_narrows_with_folds_and_repetitions():
     one, folds, more = (contrasts.foreseen(effect, *n) for n in ((5, 1), (10, 1), (5, 4)))
     assert one.mean == folds.mean == more.mean
     assert one.se > folds.se == pytest.approx(one.se / np.sqrt(2)) and one.se > more.se
-    assert metrics.detectable(more) < metrics.detectable(one)
+    assert intervals.detectable(more) < intervals.detectable(one)

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
-from transfusion import activations, comparison, config, data, metrics, models, store, train
+from transfusion import activations, comparison, config, data, models, store, train
+from transfusion.statistics import metrics
 
 # Strengths of the penalty, as scikit-learn's C, among which validation images choose: from one
 # that leaves thousands of standardised features next to nothing to say to one that hardly acts.

@@ -23,7 +23,6 @@ from safetensors.numpy import load_file, save_file
 
 from transfusion import config, data, records, store
 
-LIBRARY = Path(__file__).parent
 PIECE = 8_000_000  # bytes of weights a record; a tensor that is larger has one of its own
 
 
@@ -34,14 +33,6 @@ class Entry(NamedTuple):
     study: str
     spec: config.Spec
     precision: config.Native | None
-
-
-def code(folder: Path = LIBRARY) -> str:
-    """A digest of a library's files."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix in (".py", ".csv")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def read(box: Path) -> list[Entry]:
@@ -59,8 +50,8 @@ def read(box: Path) -> list[Entry]:
         raise FileNotFoundError(f"no box at {box}: expected a folder with box.json") from None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{box / 'box.json'} is not what `pack` wrote: {error}") from None
-    if told["code"] != code():
-        own = box.resolve() in LIBRARY.parents
+    if told["code"] != store.code():
+        own = box.resolve() in store.LIBRARY.parents
         advice = "copy it again" if own else "work with its own: python -m transfusion, in the box"
         raise ValueError(
             f"the library is not the one that the box was packed with (commit {told['commit']}): "

@@ -11,19 +11,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from transfusion import (
-    config,
-    contrasts,
-    effects,
-    figures,
-    metrics,
-    paper,
-    representations,
-    studies,
-    tuning,
-)
-from transfusion.contrasts import Effect
+from transfusion import config, effects, figures, paper, representations, studies, tuning
 from transfusion.effects import LARGE
+from transfusion.statistics import contrasts, intervals
+from transfusion.statistics.contrasts import Effect
 
 
 class Finding(NamedTuple):
@@ -88,7 +79,7 @@ def of_effect(effect: Effect) -> Finding:
     return Finding(*effect.decide(found), _told(effect, found), beside)
 
 
-def _told(effect: Effect, found: metrics.Interval) -> str:
+def _told(effect: Effect, found: intervals.Interval) -> str:
     return contrasts.spread(found, effect.digits, effect.unit)
 
 
@@ -360,7 +351,7 @@ def could_show(study: str) -> pd.DataFrame:
         effect = measure(pilots)
         if effect.rows:
             found = contrasts.foreseen(effect, knobs.get("folds") or 1, knobs["seeds"])
-            could = metrics.detectable(found)
+            could = intervals.detectable(found)
             rows[name] = {"could show": could, "interval": found.high - found.mean}
     return pd.DataFrame.from_dict(rows, orient="index").assign(margin=margin)
 
@@ -412,7 +403,7 @@ def corrected(rows: dict[str, Finding], asked: list[str]) -> pd.DataFrame:
     for exploratory in (False, True):
         family = [n for n in asked if CLAIMS[n].exploratory == exploratory]
         p = [_p(rows.get(name)) for name in family]
-        adjusted |= dict(zip(family, metrics.adjusted(np.array(p)), strict=True)) if p else {}
+        adjusted |= dict(zip(family, intervals.adjusted(np.array(p)), strict=True)) if p else {}
     table = pd.DataFrame.from_dict(
         {name: finding._asdict() for name, finding in rows.items()},
         orient="index",
@@ -420,7 +411,7 @@ def corrected(rows: dict[str, Finding], asked: list[str]) -> pd.DataFrame:
     )
     table["adjusted"] = [adjusted.get(name, np.nan) for name in table.index]
     undecided = ["inconclusive", "not testable"]
-    lost = (table["adjusted"] >= metrics.LEVEL) & ~table["verdict"].isin(undecided)
+    lost = (table["adjusted"] >= intervals.LEVEL) & ~table["verdict"].isin(undecided)
     return table.assign(alone=table["verdict"], verdict=table["verdict"].mask(lost, "inconclusive"))
 
 

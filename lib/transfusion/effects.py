@@ -10,15 +10,17 @@ import pandas as pd
 import scipy
 import xarray as xr
 
-from transfusion import config, contrasts, figures, metrics
-from transfusion.contrasts import BOTH, Arms, Effect
+from transfusion import config, figures
+from transfusion.statistics import contrasts, gate, intervals
+from transfusion.statistics.contrasts import Arms, Effect
+from transfusion.statistics.gate import BOTH
 
 # Fixed before the runs, with their reasons in book/scope.md.
 POINT = 1.0  # of AUC: the margin of "no difference", the paper's gains on full data being below 0.3
 ERROR_SHARE = 0.25  # of 1 - AUC of the random arms: the margin where that is smaller
 REACH = 0.9  # of the random init's final gain over chance, as 0.91 is of the paper's 0.953
 LOOSE = 0.5  # a rank correlation
-UNDECIDED = metrics.Decision("inconclusive", 1.0)
+UNDECIDED = intervals.Decision("inconclusive", 1.0)
 LARGE = "resnet50"
 NOT_SMALL = (LARGE, "inception_v3", config.SLIM)
 
@@ -46,7 +48,7 @@ def small(results: xr.Dataset) -> list[str]:
 def gains(results: xr.Dataset) -> Effect:
     """Transfer minus random, test AUC in points, by model: no difference (E2)."""
     rows = _gain_rows(results)
-    asked = contrasts.testable(results, rows, lambda m: contrasts.each(contrasts.either(m)))
+    asked = gate.testable(results, rows, lambda m: gate.each(gate.either(m)))
     rule = contrasts.equivalent(margin(results, [model for (model,) in rows]))
     return Effect("gain", ("model",), rows, asked, rule)
 
@@ -73,8 +75,8 @@ def keeping_up(results: xr.Dataset, reference: str = LARGE) -> Effect:
         for model, init in itertools.product(small(results), BOTH)
     }
     rows = {label: arms for label, arms in rows.items() if arms}
-    asked = contrasts.testable(
-        results, rows, lambda model, init: contrasts.each([(model, init), (reference, init)])
+    asked = gate.testable(
+        results, rows, lambda model, init: gate.each([(model, init), (reference, init)])
     )
     rule = contrasts.not_worse(margin(results, [reference]))
     return Effect("difference", ("model", "init"), rows, asked, rule)
@@ -89,7 +91,7 @@ def fine_tuning(results: xr.Dataset) -> Effect:
             frozen = contrasts.probe(results, model=model, probe="transfer")
             tuned = contrasts.arm(results, model=model, init="transfer")
             rows[(model,)] = [(100.0, tuned), (-100.0, frozen)]
-    asked = contrasts.testable(results, rows, lambda model: [[(model, "transfer")]])
+    asked = gate.testable(results, rows, lambda model: [[(model, "transfer")]])
     return Effect("difference", ("model",), rows, asked, contrasts.above)
 
 
@@ -106,7 +108,7 @@ PAPER_SIGNS = {
 def findings(results: xr.Dataset) -> Effect:
     """Gain of each finding that the paper names, a mean over models, with the paper's sign (E5)."""
     names = list(results.finding.values) if "finding_auc" in results else []
-    rows, there = {}, contrasts.learned(results)
+    rows, there = {}, gate.learned(results)
     models = [m for (m,) in _gain_rows(results)]
     able = [m for m in models if any((m, init) in there for init in BOTH)]
     for finding in [f for f in names if str(f).lower() in PAPER_SIGNS]:
@@ -140,34 +142,34 @@ def finding_gains(results: xr.Dataset) -> pd.DataFrame:
     found = contrasts.measured("gain", ("model", "finding"), rows)
     effects = [contrasts.as_interval(row, "gain") for _, row in found.iterrows()]
     found["p"] = [contrasts.above(effect).p for effect in effects]
-    found["adjusted"] = metrics.adjusted(found["p"].to_numpy()) if len(found) else found["p"]
+    found["adjusted"] = intervals.adjusted(found["p"].to_numpy()) if len(found) else found["p"]
     up = np.where(found["gain"] > 0, "up", "down")
-    found["verdict"] = np.where(found["adjusted"] < metrics.LEVEL, up, "inconclusive")
+    found["verdict"] = np.where(found["adjusted"] < intervals.LEVEL, up, "inconclusive")
     return found
 
 
-def source_rank(results: xr.Dataset) -> metrics.Correlation:
+def source_rank(results: xr.Dataset) -> intervals.Correlation:
     """Rank correlation over networks between accuracy on the source task and test AUC after
     transfer (E4); of networks pretrained on the same source that have learned."""
-    there = contrasts.learned(results)
+    there = gate.learned(results)
     models = [m for m in results.model.values if (m, "transfer") in there]
     if "source_auc" not in results or not models:
-        return metrics.rank_correlation(np.array([]), np.array([]))
+        return intervals.rank_correlation(np.array([]), np.array([]))
     one = results.sel(model=models)
     target = one["test_auc"].sel(init="transfer").mean(["fold", "seed"])
-    return metrics.rank_correlation(one["source_auc"].values, target.values)
+    return intervals.rank_correlation(one["source_auc"].values, target.values)
 
 
-def loose(rho: metrics.Correlation) -> metrics.Decision:
+def loose(rho: intervals.Correlation) -> intervals.Decision:
     """`holds` if the interval lies within +-LOOSE: no more than a loose relation, which takes 16
     networks at least. `differs` if it does not, and there is a relation."""
     if rho.n < 4 or np.isnan(rho.mean):
-        return metrics.Decision("not testable", 1.0)
+        return intervals.Decision("not testable", 1.0)
     inside = np.arctanh(LOOSE) - np.arctanh(min(abs(rho.mean), 1 - 1e-9))
     p = min(1.0, 2 * float(scipy.special.ndtr(-inside * np.sqrt(rho.n - 3))))
-    if p < metrics.LEVEL:
-        return metrics.Decision("holds", p)
-    return metrics.Decision("differs" if rho.p < metrics.LEVEL else "inconclusive", rho.p)
+    if p < intervals.LEVEL:
+        return intervals.Decision("holds", p)
+    return intervals.Decision("differs" if rho.p < intervals.LEVEL else "inconclusive", rho.p)
 
 
 # --- little data -----------------------------------------------------------------------------
@@ -192,9 +194,7 @@ def little_data(results: xr.Dataset, images: int | None = None) -> Effect:
         own = gain(one, model)
         if own:
             rows[(model,)] = [*large, *contrasts.scaled(-1, own)]
-    asked = contrasts.testable(
-        one, rows, lambda model: [contrasts.either(model), contrasts.either(LARGE)]
-    )
+    asked = gate.testable(one, rows, lambda model: [gate.either(model), gate.either(LARGE)])
     return Effect("difference", ("model",), rows, asked, contrasts.above)
 
 
@@ -204,9 +204,7 @@ def shrinking(results: xr.Dataset) -> Effect:
     rows = {(str(m),): _slope(results, m) for m in results.model.values}
     rows = {label: arms for label, arms in rows.items() if arms}
     sizes = [results.sel(train_images=n) for n in results.train_images.values]
-    asked = set().union(
-        *(contrasts.testable(one, rows, lambda m: [contrasts.either(m)]) for one in sizes)
-    )
+    asked = set().union(*(gate.testable(one, rows, lambda m: [gate.either(m)]) for one in sizes))
     return Effect("slope", ("model",), rows, asked, contrasts.below, " points a doubling")
 
 
@@ -255,7 +253,7 @@ def _by_area(
     wanted = {str(model): parts(str(model)) for model in results.model.values}
     rows = {(model,): _area_sum(results, model, of) for model, of in wanted.items() if of}
     rows = {label: arms for label, arms in rows.items() if arms}
-    return rows, contrasts.testable(
+    return rows, gate.testable(
         results, rows, lambda model: [[(model, init) for init, _ in wanted[model]]]
     )
 
@@ -272,7 +270,7 @@ def speedups(results: xr.Dataset) -> pd.DataFrame:
     A geometric mean over folds with its 95 % interval, or a bound where a run never gets there;
     `never` says how many. `holds` if the other is faster.
     """
-    rows, there = [], contrasts.learned(results)
+    rows, there = [], gate.learned(results)
     for model, init in itertools.product(results.model.values, results.init.values):
         if init == "random" or not all(
             contrasts.has(results, model=model, init=i) for i in ("random", init)
@@ -319,9 +317,7 @@ def scaling(results: xr.Dataset) -> Effect:
         if all(contrasts.has(results, model=m, init=i) for i in ("random", "mean_var"))
     ]
     rows = {(m,): _faster(results, m, "mean_var") for m in models}
-    asked = contrasts.testable(
-        results, rows, lambda model: [[(model, "random"), (model, "mean_var")]]
-    )
+    asked = gate.testable(results, rows, lambda model: [[(model, "random"), (model, "mean_var")]])
     late = any(bool(np.isinf(_steps(results, m, "mean_var")).any()) for (m,) in asked)
     rule = (lambda effect: UNDECIDED) if late else contrasts.above
     return Effect("faster", ("model",), rows, asked, rule, " doublings of speed", 2)
@@ -395,9 +391,7 @@ def slim(results: xr.Dataset) -> Effect:
     difference (E17)."""
     arms = _slim_less(results, LARGE, "transfer")
     rows = {(LARGE, "transfer"): arms} if arms else {}
-    asked = contrasts.testable(
-        results, rows, lambda *other: contrasts.each([(config.SLIM, CUT), other])
-    )
+    asked = gate.testable(results, rows, lambda *other: gate.each([(config.SLIM, CUT), other]))
     rule = contrasts.equivalent(margin(results, [config.SLIM, LARGE]))
     return Effect("difference", ("model", "init"), rows, asked, rule)
 
@@ -453,9 +447,9 @@ def any_recipe(results: xr.Dataset, own: str, others: Iterable[str]) -> Effect:
         if models:
             here, there = (contrasts.mean(gain(r, m) for m in models) for r in (one, usual))
             rows[(variant,)] = [*here, *contrasts.scaled(-1, there)]
-            arms = [pair for m in models for pair in contrasts.either(m)]
+            arms = [pair for m in models for pair in gate.either(m)]
             both = (
-                contrasts.testable(r, [(variant,)], lambda _, arms=arms: contrasts.each(arms))
+                gate.testable(r, [(variant,)], lambda _, arms=arms: gate.each(arms))
                 for r in (one, usual)
             )
             asked |= set.intersection(*both)

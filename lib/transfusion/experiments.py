@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, field, replace
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -20,8 +19,9 @@ import xarray as xr
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from transfusion import config, data, machine, metrics, records, schedule, store, tables
+from transfusion import config, data, machine, records, schedule, store, tables
 from transfusion.config import Spec
+from transfusion.statistics import metrics
 from transfusion.tables import Labels, Results
 
 # No target run has it: a source that began as a target's random network did would resemble it.
@@ -337,8 +337,8 @@ def collect(chapter: str, **parameters) -> xr.Dataset:
 def _tables() -> str:
     """A digest of the code that makes collected results of records."""
     digest = hashlib.sha256()
-    for name in ("tables", "metrics", "filters"):
-        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    for name in ("tables.py", "statistics/metrics.py", "filters.py"):
+        digest.update((store.LIBRARY / name).read_bytes())
     return digest.hexdigest()[:12]
 
 

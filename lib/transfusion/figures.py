@@ -20,7 +20,7 @@ from bokeh.themes import Theme
 from holoviews import opts
 from IPython.display import Image
 
-from transfusion import metrics
+from transfusion.statistics.intervals import steps_to
 
 MARKS = {
     "random": ("#0072b2", "circle"),
@@ -747,7 +747,7 @@ def reached(results: xr.Dataset, level: float) -> xr.DataArray:
     """Steps to a validation AUC by model, init and seed; inf where a run never gets there, nan
     where it failed."""
     steps = xr.apply_ufunc(
-        lambda curve: metrics.steps_to(level, results.step.values, curve),
+        lambda curve: steps_to(level, results.step.values, curve),
         results["auc"],
         input_core_dims=[["step"]],
         vectorize=True,

@@ -183,7 +183,7 @@ def _source(run: config.Run) -> Callable[[Path], None]:
 
 def _library(folder: Path) -> None:
     kinds = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(box.LIBRARY, folder / "transfusion", ignore=kinds)
+    shutil.copytree(store.LIBRARY, folder / "transfusion", ignore=kinds)
     (folder / "transfusion" / "COMMIT").write_text(store.provenance()["commit"])
     shutil.copy(store.HOME / "LICENSE", folder)
 
@@ -216,7 +216,7 @@ def _describe(folder: Path, names: list[str], kept: list[box.Entry]) -> None:
     commit = store.provenance()["commit"]
     told = {
         "commit": commit,
-        "code": box.code(),
+        "code": store.code(),
         "entries": [
             {"study": e.study, "precision": e.precision, "spec": config.dump(e.spec)} for e in kept
         ],

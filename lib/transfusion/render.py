@@ -82,11 +82,8 @@ def _stamp(study: str, chapter: str, parameters: dict) -> str:
         shown = [(s, c) for s in parameters["studies"] for c in experiments.CHAPTERS]
     results = [studies.fingerprint(*place) for place in shown]
     results.append(records.digest(study))  # verdicts are corrected for what other chapters say
-    digest = hashlib.sha256(json.dumps([parameters, results], sort_keys=True).encode())
-    library = sorted(Path(__file__).parent.glob("*.*"))
-    for path in [BOOK / f"{chapter}.ipynb", *(p for p in library if p.suffix in (".py", ".csv"))]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    told = json.dumps([parameters, results, store.code()], sort_keys=True)
+    return hashlib.sha256(told.encode() + (BOOK / f"{chapter}.ipynb").read_bytes()).hexdigest()
 
 
 def checked(notebook: Path, parameters: dict) -> dict:

@@ -13,18 +13,8 @@ import pandas as pd
 import xarray as xr
 from IPython.display import HTML
 
-from transfusion import (
-    claims,
-    contrasts,
-    effects,
-    figures,
-    metrics,
-    paper,
-    records,
-    representations,
-    studies,
-    tuning,
-)
+from transfusion import claims, effects, figures, paper, records, representations, studies, tuning
+from transfusion.statistics import contrasts, gate, intervals
 
 # --- claims ----------------------------------------------------------------------------------
 
@@ -142,7 +132,7 @@ PLURAL = {"holds": "hold", "differs": "differ"}
 def tally(study: str) -> str:
     """How many of a study's claims hold, and so on, corrected for their number: for prose."""
     verdicts = list(claims.table(study)["verdict"])
-    words = ", ".join(_count(verdicts, v) for v in metrics.VERDICTS if v in verdicts)
+    words = ", ".join(_count(verdicts, v) for v in intervals.VERDICTS if v in verdicts)
     return f"of {len(verdicts)} claims, {words}" if words else "no claim was tested yet"
 
 
@@ -163,8 +153,8 @@ def _reached(study: str) -> str:
         results = studies.results(study, "performance")
     except FileNotFoundError:
         return f"{on}, the trainings are still to come."
-    table = contrasts.levels(results)
-    simple = contrasts.baseline_levels(results).loc[""].loc[contrasts.SIMPLE, "AUC"]
+    table = gate.levels(results)
+    simple = gate.baseline_levels(results).loc[""].loc[gate.SIMPLE, "AUC"]
     learned = int(table["learned"].sum())
     return (
         f"{on}, test AUC is {table['AUC'].min():.1f} to {table['AUC'].max():.1f} % by network and "
@@ -193,7 +183,7 @@ def counted(verdicts: list[str], names: Iterable[str] = ()) -> str:
     """`holds for CBR-Tiny and CBR-Small; differs for CBR-LargeT`, or, without names, how often."""
     names = list(names)
     found = []
-    for verdict in metrics.VERDICTS:
+    for verdict in intervals.VERDICTS:
         chosen = [i for i, v in enumerate(verdicts) if v == verdict]
         if chosen and names:
             found.append(f"{verdict} for {_listed(figures.title(names[i]) for i in chosen)}")
@@ -222,13 +212,13 @@ def levels_table(results: xr.Dataset) -> HTML:
     is above both simple baselines, whether it has learned and, of retinas, the paper's Table 1."""
     printed = paper.numbers("Table 1", "auc")
     rows = []
-    for (model, init), row in contrasts.baseline_levels(results).iterrows():
+    for (model, init), row in gate.baseline_levels(results).iterrows():
         name = figures.title(init) + (f", {figures.title(model)}" if model else "")
         rows.append({"network": name, "AUC (%)": _level(row)})
-    for (model, init), row in contrasts.levels(results).iterrows():
+    for (model, init), row in gate.levels(results).iterrows():
         name = f"{figures.title(model)}, {figures.title(init)}"
         told = {"network": name, "AUC (%)": _level(row), "n": str(int(row["n"]))}
-        for simple in contrasts.SIMPLE:
+        for simple in gate.SIMPLE:
             if f"above {simple}" in row:
                 more, least = row[f"above {simple}"], row[f"above {simple} from"]
                 told[f"above {figures.title(simple)}"] = f"{more:+z.1f} [{least:+z.1f}, …]"
@@ -297,8 +287,8 @@ def _rows(table: pd.DataFrame, name: str, digits: int) -> pd.DataFrame:
     return shown
 
 
-def _cells(effect: metrics.Interval, name: str, digits: int) -> dict[str, str]:
-    detectable = metrics.detectable(effect)
+def _cells(effect: intervals.Interval, name: str, digits: int) -> dict[str, str]:
+    detectable = intervals.detectable(effect)
     shown = contrasts.decimals(effect, digits)
     could = f"{detectable:.{shown}f}" if np.isfinite(detectable) else "nothing"
     return {figures.title(name): contrasts.spread(effect, digits), "could show": could}
@@ -380,7 +370,7 @@ def cost_table(results: xr.Dataset) -> HTML:
     rows = []
     for model in results.model.values:
         one = results.sel(model=model)
-        reached = metrics.interval(100 * one["test_auc"].sel(init="transfer").values)
+        reached = intervals.interval(100 * one["test_auc"].sel(init="transfer").values)
         rows.append(
             {
                 "model": figures.title(str(model)),

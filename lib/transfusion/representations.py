@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from transfusion import contrasts, figures, metrics, similarity
-from transfusion.contrasts import BOTH, Arms, Effect
+from transfusion import figures, similarity
 from transfusion.effects import LARGE, small
+from transfusion.statistics import contrasts, gate, intervals
+from transfusion.statistics.contrasts import Arms, Effect
+from transfusion.statistics.gate import BOTH
 
 GABORS = 5.0  # percent of the filters: one of 20, what noise at the 99 % level and a slip give
 DEPTHS = np.linspace(0, 1, 5)  # of the blocks at which networks are compared
@@ -69,7 +71,7 @@ def _large_minus_small(
         both = [*_arms(values[LARGE]), *_arms(values[model], -1.0)]
         if all(one["value"].notnull().any() for _, one in both):
             rows[(model,)] = both
-    asked = contrasts.testable(
+    asked = gate.testable(
         results, rows, lambda model: [[(m, init) for init in inits] for m in (LARGE, model)]
     )
     return Effect("difference", ("model",), rows, asked, contrasts.above, CCA, 3)
@@ -180,7 +182,7 @@ def low_reuse(results: xr.Dataset) -> Effect:
         for m in values.model.values
         if values.sel(model=m).notnull().any()
     }
-    asked = contrasts.testable(results, rows, lambda model: [contrasts.either(model)])
+    asked = gate.testable(results, rows, lambda model: [gate.either(model)])
     return Effect("low minus rest", ("model",), rows, asked, contrasts.above, CCA, 3)
 
 
@@ -237,8 +239,8 @@ def foretelling(results: xr.Dataset) -> Effect:
         other = _foretold(results, model, place)
         if len(mine) and len(other):
             rows[model, place] = [*_arms(mine), *_arms(other, -1.0)]
-    asked = contrasts.testable(
-        results, rows, lambda model, _: contrasts.each([(LARGE, "random"), (model, "random")])
+    asked = gate.testable(
+        results, rows, lambda model, _: gate.each([(LARGE, "random"), (model, "random")])
     )
     if asked == {(LARGE, "last")}:
         asked = set()  # of large and small nothing can be said without the small
@@ -289,8 +291,8 @@ def moving(results: xr.Dataset) -> Effect:
             own, large = (far.sel(model=m, init=init, drop=True) for m in (model, LARGE))
             if (own - large).notnull().any():
                 rows[model, init] = [*_arms(own), *_arms(large, -1.0)]
-    asked = contrasts.testable(
-        results, rows, lambda model, init: contrasts.each([(LARGE, init), (model, init)])
+    asked = gate.testable(
+        results, rows, lambda model, init: gate.each([(LARGE, init), (model, init)])
     )
     unit = " % of a filter's length"
     return Effect("further", ("model", "init"), rows, asked, contrasts.above, unit, 0)
@@ -305,7 +307,7 @@ def gabor_changes(results: xr.Dataset, init: str) -> Effect:
             found = _change(results, model, init)
             if found.notnull().any():
                 rows[(model,)] = _arms(found)
-    asked = contrasts.testable(results, rows, lambda model: [[(model, init)]])
+    asked = gate.testable(results, rows, lambda model: [[(model, init)]])
     rule = contrasts.equivalent(GABORS) if init == "random" else contrasts.below
     there = results["gabor"].isel(state=0).notnull().any(["init", "fold", "seed"])
     filters = int(there.sum("filter").max())
@@ -317,8 +319,8 @@ def _in_steps(rule: contrasts.Decide, step: float) -> contrasts.Decide:
     """A rule on what is counted in steps: repetitions that happen to agree are not known exactly,
     so the variance within a step (Sheppard's step^2 / 12) is added."""
 
-    def decide(effect: metrics.Interval) -> metrics.Decision:
+    def decide(effect: intervals.Interval) -> intervals.Decision:
         se = float(np.hypot(effect.se, step / np.sqrt(12 * max(1, effect.n))))
-        return rule(metrics.students(effect.mean, se, effect.sd, effect.n, effect.freedom))
+        return rule(intervals.students(effect.mean, se, effect.sd, effect.n, effect.freedom))
 
     return decide

@@ -30,7 +30,8 @@ from filelock import FileLock, Timeout
 
 from transfusion import config
 
-HOME = Path(__file__).resolve().parents[2]  # the checkout
+LIBRARY = Path(__file__).resolve().parent
+HOME = LIBRARY.parents[1]  # the checkout
 LAYOUT = "result/2"
 
 
@@ -492,6 +493,14 @@ def verify_manifest(study: str) -> None:
 
 
 @cache
+def code(folder: Path = LIBRARY) -> str:
+    """A digest of a library's files, those that compute and those that only show."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".csv")):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def provenance() -> dict[str, str]:
     """Commit and versions, for the attrs of whatever is computed here."""
     versions = {name: _version(name) for name in ("torch", "torchvision", "numpy", "xarray")}

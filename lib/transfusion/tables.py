@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from transfusion import config, costs, filters, metrics
+from transfusion import config, costs, filters
+from transfusion.statistics import metrics
 
 Labels = dict[str, str | int | float]
 # Trainable parameters with five outputs, so that these are read without torch; others are counted.

@@ -23,7 +23,8 @@ import xarray as xr
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from transfusion import config, data, graphs, inits, machine, metrics, models, parallel, store
+from transfusion import config, data, graphs, inits, machine, models, parallel, store
+from transfusion.statistics import metrics
 
 # Images that are scored at once; a worker that ran out of memory starts again with fewer.
 EVALUATION_BATCH = int(os.environ.get("TRANSFUSION_EVALUATION_BATCH", 256))

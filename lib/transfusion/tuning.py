@@ -8,7 +8,8 @@ import itertools
 import pandas as pd
 import xarray as xr
 
-from transfusion import contrasts, effects, metrics
+from transfusion import effects
+from transfusion.statistics import contrasts, intervals
 
 
 def last_validation(results: xr.Dataset) -> xr.DataArray:
@@ -56,7 +57,7 @@ def longer(results: xr.Dataset) -> pd.DataFrame:
     last, rows = 100 * results["last_auc"], []
     for model, init in itertools.product(results.model.values, results.init.values):
         usual, twice = (last.sel(model=model, init=init, length=n) for n in (1, 2))
-        found = metrics.interval((twice - usual).values)
+        found = intervals.interval((twice - usual).values)
         enough = found.mean < effects.margin_at(float(usual.mean())) / 2
         row = {"model": str(model), "init": str(init), **contrasts.effect_row("added", found)}
         rows.append(row | {"verdict": "converged" if enough else "not converged"})

@@ -1,4 +1,4 @@
-"""Sums of arms with their errors, whether arms have learned, and what decides a claim.
+"""Sums of arms with their errors, and what decides a claim.
 
 An `Effect` has a number a row, each a weighted sum of arms, and is decided by one: their mean over
 the rows whose networks have learned. Rows that compare networks of which none has are not testable
@@ -7,22 +7,17 @@ the rows whose networks have learned. Rows that compare networks of which none h
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from transfusion import metrics
+from transfusion.statistics import intervals, metrics
 
-BOTH = ["random", "transfer"]
-SIMPLE = ["statistics", "thumbnail"]  # the baselines that a network must exceed to have learned
-
-Decide = Callable[[metrics.Interval], metrics.Decision]
-NOT_TESTABLE = metrics.Decision("not testable", 1.0)
-Arm = tuple[str, str]  # model and init
+Decide = Callable[[intervals.Interval], intervals.Decision]
+NOT_TESTABLE = intervals.Decision("not testable", 1.0)
 Arms = list[tuple[float, xr.Dataset]]  # with their weights in a sum
 
 
@@ -65,9 +60,9 @@ def _without_training(results: xr.Dataset, kind: str, **labels: object) -> xr.Da
     return one.rename(names)
 
 
-def combined(arms: Arms) -> metrics.Interval:
+def combined(arms: Arms) -> intervals.Interval:
     """A weighted sum of arms, paired over folds and repetitions, less those in which any failed."""
-    return metrics.over_folds(*_summed(arms))
+    return intervals.over_folds(*_summed(arms))
 
 
 def _summed(arms: Arms) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
@@ -119,105 +114,16 @@ def has(results: xr.Dataset, **labels: object) -> bool:
     return bool(results[name].sel(labels).notnull().any())
 
 
-# --- the gate ------------------------------------------------------------------------------------
-
-
-def learned(results: xr.Dataset) -> set[tuple[str, str]]:
-    """The arms (model, init) that have learned: test AUC above that of both simple baselines, each
-    difference with its 95 % interval. None where no baseline was computed."""
-    found = {key: _above(results, one) for key, one in _arms(results)}
-    return {key for key, row in found.items() if row["learned"]}
-
-
-def _arms(results: xr.Dataset) -> Iterator[tuple[Arm, xr.Dataset]]:
-    """Those that were run, by model and init."""
-    for model, init in itertools.product(results.model.values, results.init.values):
-        if has(results, model=model, init=init):
-            yield (str(model), str(init)), arm(results, model=model, init=init)
-
-
-def levels(results: xr.Dataset) -> pd.DataFrame:
-    """Test AUC of every arm in percent with its 95 % interval, what it is above each simple
-    baseline, in points, and whether it has learned."""
-    rows = []
-    for (model, init), one in _arms(results):
-        row = {"model": model, "init": init, **effect_row("AUC", level(one))}
-        rows.append(row | _above(results, one))
-    return as_table(rows, ["model", "init"], "AUC")
-
-
-def _above(results: xr.Dataset, one: xr.Dataset) -> dict:
-    if "baseline_auc" not in results:
-        return {"learned": False}
-    more = {
-        name: combined([(100, one), (-100, baseline(results, name))])
-        for name in SIMPLE
-        if name in results.baseline.values
-    }
-    found = {f"above {name}": effect.mean for name, effect in more.items()}
-    found |= {f"above {name} from": effect.low for name, effect in more.items()}
-    return found | {"learned": len(more) == len(SIMPLE) and all(e.low > 0 for e in more.values())}
-
-
-def level(one: xr.Dataset) -> metrics.Interval:
-    """AUC of an arm in percent, its interval on the scale of log odds."""
-    found = metrics.level(*_summed([(1.0, one)]))
-    ends = {name: 100 * getattr(found, name) for name in ("mean", "low", "high", "sd")}
-    return found._replace(**ends)
-
-
-def baseline_levels(results: xr.Dataset) -> pd.DataFrame:
-    """AUC of every baseline in percent: statistics, the thumbnail, and frozen features by model.
-    On one split its interval is over patients alone."""
-    rows = []
-    for name in results.baseline.values if "baseline_auc" in results else []:
-        row = effect_row("AUC", level(_same_again(baseline(results, name))))
-        rows.append({"model": "", "init": str(name), **row})
-    if "probe_auc" in results:
-        for model, init in itertools.product(results.model.values, results.probe.values):
-            one = probe(results, model=model, probe=init)
-            if one["value"].notnull().any():
-                row = effect_row("AUC", level(_same_again(one)))
-                rows.append({"model": str(model), "init": f"probe:{init}", **row})
-    return as_table(rows, ["model", "init"], "AUC")
-
-
-def _same_again(one: xr.Dataset) -> xr.Dataset:
-    """A baseline of one split as it would come out again: nothing of it is left to chance."""
-    return (
-        one.assign(value=one["value"].expand_dims(seed=[0, 1])) if one.sizes["fold"] == 1 else one
-    )
-
-
-def testable(
-    results: xr.Dataset, rows: Iterable[tuple], compared: Callable[..., list[list[Arm]]]
-) -> set[tuple]:
-    """The rows whose networks have learned: of every group of arms that `compared` names for the
-    labels of a row, one has."""
-    there = learned(results)
-    return {row for row in rows if all(there.intersection(group) for group in compared(*row))}
-
-
-def either(model: str) -> list[Arm]:
-    """The arms of a network, of which one must have learned."""
-    return [(model, init) for init in BOTH]
-
-
-def each(arms: Iterable[Arm]) -> list[list[Arm]]:
-    """Arms of which all must have learned."""
-    return [[arm] for arm in arms]
-
-
 # --- an effect, decided --------------------------------------------------------------------------
 
 
-def contrast(effect: Effect) -> metrics.Interval | None:
+def contrast(effect: Effect) -> intervals.Interval | None:
     """The one number that decides: the mean over testable rows; None where there is none."""
     rows = [arms for label, arms in effect.rows.items() if label in effect.testable]
     return combined(mean(rows)) if rows else None
 
 
-def decide(effect: Effect) -> metrics.Decision:
+def decide(effect: Effect) -> intervals.Decision:
     found = contrast(effect)
     return NOT_TESTABLE if found is None else effect.decide(found)
 
@@ -250,11 +156,11 @@ def without_fold(effect: Effect, fold: int) -> Effect | None:
     return effect._replace(rows=rows) if min(folds, default=0) > 1 else None
 
 
-def foreseen(effect: Effect, folds: int, repetitions: int) -> metrics.Interval:
+def foreseen(effect: Effect, folds: int, repetitions: int) -> intervals.Interval:
     """What the mean of all rows would be known by from so many folds and repetitions, if patients
     and trainings vary as in the repetitions of these folds."""
     values, influence, patients = _summed(mean(effect.rows.values()))
-    found = metrics.over_folds(values, influence, patients)
+    found = intervals.over_folds(values, influence, patients)
     if influence is None or patients is None or not np.isfinite(found.low):
         return found
     seen = float(metrics.patients_variance(influence, patients).mean()) / folds
@@ -263,7 +169,7 @@ def foreseen(effect: Effect, folds: int, repetitions: int) -> metrics.Interval:
     known = folds * max(1, int(patients.mean()) - 1)
     df = (seen + trained) ** 2 / (seen**2 / known + trained**2 / repeated)
     se = float(np.sqrt(seen + trained))
-    return metrics.students(found.mean, se, found.sd, folds * repetitions, df)
+    return intervals.students(found.mean, se, found.sd, folds * repetitions, df)
 
 
 # --- rules ---------------------------------------------------------------------------------------
@@ -271,14 +177,14 @@ def foreseen(effect: Effect, folds: int, repetitions: int) -> metrics.Interval:
 
 def equivalent(margin: float) -> Decide:
     """No more than the margin, either way."""
-    return lambda effect: metrics.decide_equivalent(effect, margin)
+    return lambda effect: intervals.decide_equivalent(effect, margin)
 
 
-def above(effect: metrics.Interval) -> metrics.Decision:
-    return metrics.decide_positive(effect)
+def above(effect: intervals.Interval) -> intervals.Decision:
+    return intervals.decide_positive(effect)
 
 
-def below(effect: metrics.Interval) -> metrics.Decision:
+def below(effect: intervals.Interval) -> intervals.Decision:
     """As `above`, of what is claimed to be negative."""
     turned = effect._replace(mean=-effect.mean, low=-effect.high, high=-effect.low)
     return above(turned)
@@ -286,7 +192,7 @@ def below(effect: metrics.Interval) -> metrics.Decision:
 
 def not_worse(margin: float) -> Decide:
     """Not behind by more than the margin."""
-    return lambda effect: metrics.decide_positive(effect, -margin)
+    return lambda effect: intervals.decide_positive(effect, -margin)
 
 
 # --- rates, and effects as rows ------------------------------------------------------------------
@@ -324,17 +230,17 @@ def measured(name: str, keys: Iterable[str], rows: dict[tuple, Arms]) -> pd.Data
     return as_table(found, keys, name)
 
 
-def effect_row(name: str, effect: metrics.Interval) -> dict:
+def effect_row(name: str, effect: intervals.Interval) -> dict:
     """An interval spread over columns."""
     low, high = effect.low, effect.high
     row = {name: effect.mean, "low": low, "high": high, "sd": effect.sd, "n": effect.n}
     return row | {"df": effect.df, "patients": effect.patients}
 
 
-def as_interval(row: pd.Series, name: str) -> metrics.Interval:
+def as_interval(row: pd.Series, name: str) -> intervals.Interval:
     """The inverse of `effect_row`."""
     ends = (row[name], row["low"], row["high"], row["sd"], int(row["n"]))
-    return metrics.Interval(*ends, row.get("df", np.nan), int(row.get("patients", 0)))
+    return intervals.Interval(*ends, row.get("df", np.nan), int(row.get("patients", 0)))
 
 
 def as_table(rows: list[dict], keys: list[str], name: str) -> pd.DataFrame:
@@ -354,12 +260,12 @@ def stacked(parts: dict, name: str) -> pd.DataFrame:
     return pd.concat(full, names=[name]).reorder_levels(["model", name])
 
 
-def decimals(effect: metrics.Interval, digits: int) -> int:
+def decimals(effect: intervals.Interval, digits: int) -> int:
     """How many to show: one more where the interval is narrower than ten steps of the last."""
     return digits + (effect.high - effect.low < 10.0 ** (1 - digits))
 
 
-def spread(effect: metrics.Interval, digits: int = 1, unit: str = "") -> str:
+def spread(effect: intervals.Interval, digits: int = 1, unit: str = "") -> str:
     """`+0.4 points [-0.1, 0.9] (n = 5, 140 patients)`: a number never travels alone."""
     # `z`: what rounds to nought is +0.0, never -0.0.
     digits = decimals(effect, digits)
