@@ -158,13 +158,13 @@ def test_what_cannot_be_dealt(target, patient, message):
         data.deal(np.array(target), np.array(patient), 3, 0)
 
 
-def folds(name, **more):
+def each_fold(name, **more):
     return [config.Data(name=name, size=16, folds=5, fold=k, **more) for k in range(5)]
 
 
 def test_every_image_tests_once_and_validates_once(cache, photographs):
     name = ingest.ingest("mine", size=16, folder=photographs)
-    loaded = [data.load(spec) for spec in folds(name)]
+    loaded = [data.load(spec) for spec in each_fold(name)]
     for images in loaded:
         data.check_patients(images.patient, images.split)
         assert images.pixels.equals(loaded[0].pixels) and images.sizes["image"] == 40
@@ -178,17 +178,17 @@ def test_every_image_tests_once_and_validates_once(cache, photographs):
 def test_folds_come_from_a_seed_and_take_no_notice_of_the_splits_that_came(cache, photographs):
     name = ingest.ingest("mine", size=16, folder=photographs)
     own = data.load(config.Data(name=name, size=16))
-    first, again = data.load(folds(name)[0]), data.load(folds(name)[0])
-    other = data.load(folds(name, folds_seed=1)[0])
+    first, again = data.load(each_fold(name)[0]), data.load(each_fold(name)[0])
+    other = data.load(each_fold(name, folds_seed=1)[0])
     assert first.equals(again) and not first.split.equals(other.split)
     assert own.split.values.tolist() == ["train"] * 24 + ["valid"] * 6 + ["test"] * 10
     assert not first.split.equals(own.split)
-    assert data.load(folds(name, seed=1)[0]).split.equals(first.split), "that chooses subsets"
+    assert data.load(each_fold(name, seed=1)[0]).split.equals(first.split), "that chooses subsets"
 
 
 def test_a_subset_of_a_fold_lies_within_it(cache, photographs):
     name = ingest.ingest("mine", size=16, folder=photographs)
-    whole, some = (data.load(folds(name, **n)[2]) for n in ({}, {"train": 9, "valid": 2}))
+    whole, some = (data.load(each_fold(name, **n)[2]) for n in ({}, {"train": 9, "valid": 2}))
     for split, count in (("train", 9), ("valid", 2), ("test", None)):
         inside, around = (
             {p.tobytes() for p in data.split_of(d, split).pixels.values} for d in (some, whole)

@@ -75,23 +75,23 @@ def transfers():
 
 
 def test_a_notebook_shows_a_bar_and_a_log_a_line_a_task(monkeypatch, capsys):
-    tasks = [None, None]  # what they are does not matter here
+    some = [None, None]  # what they are does not matter here
     monkeypatch.setitem(sys.modules, "ipykernel", json)
-    schedule._finish(tasks, [("a", None), ("b", None)])
+    schedule._finish(some, [("a", None), ("b", None)])
     assert "2/2" in capsys.readouterr().err
     monkeypatch.delitem(sys.modules, "ipykernel")
-    schedule._finish(tasks, [("a", None), ("b", None)])
+    schedule._finish(some, [("a", None), ("b", None)])
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(",")[0] for line in lines] == ["1 of 2 computed", "2 of 2 computed"]
 
 
 def test_images_are_drawn_once_and_what_is_needed_goes_first(cache):
     runs = experiments.runs("performance", **KNOBS)
-    tasks = schedule.missing(runs)
-    drawn = [task for task in tasks if isinstance(task, config.Data)]
+    ahead = schedule.missing(runs)
+    drawn = [task for task in ahead if isinstance(task, config.Data)]
     assert sorted(images.name for images in drawn) == ["fundus", "objects"]
-    ranks = schedule.ranks(tasks)
-    for task in tasks:
+    ranks = schedule.ranks(ahead)
+    for task in ahead:
         for need in schedule.needs(task):
             assert ranks[need.key] > ranks[task.key]
     data.load(drawn[0])
@@ -100,9 +100,9 @@ def test_images_are_drawn_once_and_what_is_needed_goes_first(cache):
 
 
 def test_sources_go_before_the_probes_of_their_features():
-    tasks = schedule.missing(experiments.runs("performance", **KNOBS))
-    places = {task.key: place for place, task in enumerate(tasks)}
-    probes = [task for task in tasks if isinstance(task, config.Baseline)]
+    ahead = schedule.missing(experiments.runs("performance", **KNOBS))
+    places = {task.key: place for place, task in enumerate(ahead)}
+    probes = [task for task in ahead if isinstance(task, config.Baseline)]
     assert len(probes) == 4
     for probe in probes:
         assert all(places[need.key] < places[probe.key] for need in schedule.needs(probe))

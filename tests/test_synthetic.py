@@ -132,11 +132,11 @@ def test_findings_occur_together_at_their_prevalence(monkeypatch):
 @pytest.mark.parametrize("finding", range(5), ids=synthetic.FINDINGS)
 def test_a_finding_makes_the_lungs_denser(finding):
     severity = np.eye(5)[finding] * 0.8
-    films = [
+    drawn = [
         [synthetic._cxr_image(64, 0, i, s)[0, 16:52].mean() for s in (0 * severity, severity)]
         for i in range(12)
     ]
-    healthy, sick = np.array(films).T
+    healthy, sick = np.array(drawn).T
     assert (sick - healthy).mean() > 0
 
 
