@@ -31,9 +31,7 @@ from torch import Tensor, nn
 from transfusion import (
     activations,
     config,
-    data,
     experiments,
-    ingest,
     machine,
     models,
     schedule,
@@ -43,6 +41,7 @@ from transfusion import (
     studies,
     train,
 )
+from transfusion.images import ingest, tasks
 from transfusion.statistics import intervals, metrics
 
 from bench import reference
@@ -157,7 +156,7 @@ def pipeline(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
 def _photographs(train_images: int) -> Iterator[Path]:
     """A folder of drawn eyes as large JPEG files, and a quarter more to validate and test on."""
     splits = ["train"] * train_images + ["valid", "test"] * max(4, train_images // 8)
-    drawn = data.SYNTHETIC["fundus"][0](len(splits), 224, 0)
+    drawn = tasks.SYNTHETIC["fundus"][0](len(splits), 224, 0)
     with tempfile.TemporaryDirectory() as name:
         lines = ["image,label,patient,split"]
         for i, pixels in enumerate(drawn.image):
@@ -200,7 +199,7 @@ def _time_steps(seconds: float) -> tuple[float, float]:
 
 def capture(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     """Activations: to moments, against the forward pass alone; to disk, against raw files."""
-    images = data.prepare("fundus", size=64, n=100).isel(image=slice(64))
+    images = ingest.prepare("fundus", size=64, n=100).isel(image=slice(64))
     nets = [models.build("resnet50", outputs=5) for _ in range(2)]
     plain = [reference.plain(net).eval().to(train.device()) for net in nets]
     normal = models.normalise(torch.from_numpy(images["pixels"].values).to(train.device()))

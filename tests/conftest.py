@@ -18,7 +18,8 @@ from IPython.utils.capture import capture_output
 from papermill.engines import Engine, papermill_engines
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
-from transfusion import config, data, experiments, render, schedule, store, studies
+from transfusion import config, experiments, render, schedule, store, studies
+from transfusion.images import tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,7 +65,7 @@ def collect(chapter, *, afresh=False, **knobs):
     chosen = schedule._precisions(specs, study)
     for task in schedule.missing(specs, study):
         drawn = isinstance(task, config.Data)
-        place = data.drawn_path(task) if drawn else store.run_folder(task.key)
+        place = tasks.drawn_path(task) if drawn else store.run_folder(task.key)
         made = f"{place.name} {chosen.get(task.key, '')}"
         if made in _computed and not afresh:
             shutil.copytree(_computed[made], place, dirs_exist_ok=True)
@@ -132,7 +133,7 @@ def photographs(tmp_path, rng):
 
 def poison(name, size):
     """Replace the test images of a prepared data set, and deal their labels anew."""
-    path = data.prepared_path(name, size)
+    path = tasks.prepared_path(name, size)
     images, rng = store.read_zarr(path), np.random.default_rng(1)
     test = np.flatnonzero(images.split == "test")
     images.pixels[test] = rng.integers(0, 255, images.pixels[test].shape, dtype=np.uint8)

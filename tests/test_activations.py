@@ -6,7 +6,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from transfusion import activations, data, models, similarity, store
+from transfusion import activations, models, similarity, store
+from transfusion.images import ingest
 
 from .conftest import ROOT
 
@@ -228,7 +229,7 @@ def test_no_images_are_refused(images, tmp_path):
 def images(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRANSFUSION_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return data.prepare("fundus", size=32, n=300).load()
+        return ingest.prepare("fundus", size=32, n=300).load()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

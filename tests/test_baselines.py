@@ -15,13 +15,13 @@ from transfusion import (
     baselines,
     comparison,
     config,
-    data,
     experiments,
     records,
     schedule,
     store,
     train,
 )
+from transfusion.images import folds, ingest, tasks
 
 from .conftest import KNOBS, collect, poison
 
@@ -97,12 +97,12 @@ def test_frozen_features_are_means_of_what_every_block_shows(
     start = config.Init(name=probe, source=None if probe == "random" else source)
     small = replace(DRAWN, train=20, valid=10, test=10)
     spec = baseline("frozen", small, model=model, init=start)
-    images = data.load(spec.data)
+    images = tasks.load(spec.data)
     found = baselines.frozen(spec, images)
     run = config.Run(data=small, model=model, init=start, optim=config.Optim(steps=1))
     net = train.network(run, trained=False)
     if probe == "random":
-        net = comparison.calibrate(net, data.split_of(images, "train"))
+        net = comparison.calibrate(net, tasks.split_of(images, "train"))
     else:
         before = {n: t.clone() for n, t in net.state_dict().items()}
         assert all(
@@ -127,7 +127,7 @@ def made(rng, target, task, features=6, **attrs):
     values[:, : known.shape[1]] += known
     split = np.resize(["train", "train", "valid", "test"], len(target))
     attrs = {"task": task, "outputs": int(target.max()) + 1, **attrs}
-    images = data.dataset(
+    images = tasks.dataset(
         np.zeros((len(target), 3, 1, 1)), target, range(len(target)), split, attrs
     )
     return values, images
@@ -136,7 +136,7 @@ def made(rng, target, task, features=6, **attrs):
 def test_the_regression_is_that_of_scikit_learn_at_the_strength_of_the_best_validation(rng):
     values, images = made(rng, rng.integers(0, 2, 400), "grades", positive_from=1)
     kept, strength = baselines.said(values, images)
-    parts = {s: images.split.values == s for s in data.SPLITS}
+    parts = {s: images.split.values == s for s in folds.SPLITS}
     scale = StandardScaler().fit(values[parts["train"]])
     target = images.target.values
     aucs, said = {}, {}
@@ -225,7 +225,7 @@ def test_a_finding_of_one_label_or_none_says_nothing_of_any_image(rng):
 def test_a_baseline_is_scored_as_a_run(cache, name):
     spec = baseline(images=replace(DRAWN, name=name))
     found = baselines.fit(spec)
-    outputs = data.attrs(spec.data)["outputs"]
+    outputs = tasks.attrs(spec.data)["outputs"]
     assert found.test_score.shape == (40, outputs) and 0 <= found.test_auc <= 1
     assert found.valid_logit.shape == (60, outputs - (name != "cxr"))
     assert "auc" not in found and found.attrs["train_images"] == 120
@@ -249,7 +249,7 @@ def test_same_key_same_bits_and_the_second_time_it_is_read(cache, monkeypatch, t
 @pytest.mark.parametrize("features", ["statistics", "thumbnail", "frozen"])
 def test_no_test_image_reaches_a_baseline(cache, photographs, monkeypatch, tmp_path, features):
     """Other test images with other labels, under the same key: all the rest is bit for bit."""
-    name = data.prepare("mine", size=32, folder=photographs).attrs["name"]
+    name = ingest.prepare("mine", size=32, folder=photographs).attrs["name"]
     images = config.Data(name=name, size=32)
     spec = baseline(features, images, model="cbr_tiny" if features == "frozen" else None)
     honest = baselines.fit(spec)
@@ -264,7 +264,7 @@ def test_no_test_image_reaches_a_baseline(cache, photographs, monkeypatch, tmp_p
 
 def test_folds_and_seeds_of_a_random_network_have_features_of_their_own(cache):
     small = replace(DRAWN, train=20, valid=10, test=10)
-    images = data.load(small)
+    images = tasks.load(small)
     specs = [baseline("frozen", small, model="cbr_tiny", seed=seed) for seed in (0, 0, 1)]
     first, same, other = (baselines.frozen(spec, images) for spec in specs)
     assert np.array_equal(first, same) and not np.array_equal(first, other)

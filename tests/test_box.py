@@ -21,7 +21,6 @@ from transfusion import (
     cli,
     config,
     crew,
-    data,
     experiments,
     outbox,
     pack,
@@ -32,6 +31,7 @@ from transfusion import (
     train,
     work,
 )
+from transfusion.images import ingest, tasks
 
 from .conftest import KNOBS, ROOT
 
@@ -365,7 +365,7 @@ def test_what_records_share_comes_along_though_its_name_is_a_later_one(study, tm
 
 
 def test_images_travel_without_loss_or_say_that_they_lost(cache, photographs, tmp_path):
-    images = data.prepare("mine", size=32, folder=photographs)
+    images = ingest.prepare("mine", size=32, folder=photographs)
     box.pack_images(images, tmp_path / "whole.npz")
     xr.testing.assert_identical(box.unpack_images(tmp_path / "whole.npz"), images)
     box.pack_images(images, tmp_path / "lossy.npz", lossy=50)
@@ -376,10 +376,10 @@ def test_images_travel_without_loss_or_say_that_they_lost(cache, photographs, tm
 
 
 def test_a_run_on_lossy_images_says_so(cache, photographs, tmp_path, tiny_run):
-    images = data.prepare("mine", size=32, folder=photographs)
+    images = ingest.prepare("mine", size=32, folder=photographs)
     name = images.attrs["name"]
     box.pack_images(images, tmp_path / "lossy.npz", lossy=50)
-    store.write_zarr(box.unpack_images(tmp_path / "lossy.npz"), data.prepared_path(name, 32))
+    store.write_zarr(box.unpack_images(tmp_path / "lossy.npz"), tasks.prepared_path(name, 32))
     run = replace(tiny_run(batch=8), data=config.Data(name=name, size=32))
     assert train.fit(run).attrs["lossy"] == 50
 

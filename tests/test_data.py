@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from transfusion import config, data, ingest, store
+from transfusion import config, store
+from transfusion.images import folds, ingest, tasks
 
 
 def spec(**changes):
@@ -12,9 +13,9 @@ def counts(images):
     return images.split.to_series().value_counts().to_dict()
 
 
-@pytest.mark.parametrize("name", data.SYNTHETIC)
+@pytest.mark.parametrize("name", tasks.SYNTHETIC)
 def test_synthetic_sets(cache, name):
-    images = data.load(spec(name=name))
+    images = tasks.load(spec(name=name))
     assert images.pixels.dtype == np.uint8 and images.pixels.shape == (62, 3, 32, 32)
     assert images.target.dtype == np.int16
     assert images.split.to_series().value_counts().to_dict() == {
@@ -22,80 +23,80 @@ def test_synthetic_sets(cache, name):
         "test": 20,
         "valid": 12,
     }
-    data.check_patients(images.patient, images.split)
+    folds.check_patients(images.patient, images.split)
 
 
 def test_synthetic_sets_are_kept(cache, monkeypatch):
-    first = data.load(spec())
-    monkeypatch.setattr(data, "_generate", None)
-    assert first.equals(data.load(spec()))
+    first = tasks.load(spec())
+    monkeypatch.setattr(tasks, "_generate", None)
+    assert first.equals(tasks.load(spec()))
 
 
 def test_test_images_stay_when_training_grows(cache):
-    small, large = data.load(spec()), data.load(spec(train=40))
-    same = [data.split_of(images, "test").pixels.values for images in (small, large)]
+    small, large = tasks.load(spec()), tasks.load(spec(train=40))
+    same = [tasks.split_of(images, "test").pixels.values for images in (small, large)]
     np.testing.assert_array_equal(*same)
 
 
 def test_a_damaged_set_is_made_again(cache):
-    first = data.load(spec())
+    first = tasks.load(spec())
     pixels = next(cache.rglob("pixels"))
     for file in [file for file in pixels.rglob("*") if file.name != "zarr.json"]:
         if file.is_file():
             file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(store.Damaged):
         store.read_zarr(pixels.parent)
-    assert first.equals(data.load(spec()))
+    assert first.equals(tasks.load(spec()))
 
 
 def test_synthetic_sets_need_sizes(cache):
     with pytest.raises(ValueError, match="give its train, valid and test sizes"):
-        data.load(spec(train=None))
+        tasks.load(spec(train=None))
     with pytest.raises(ValueError, match="n >= 20"):
-        data.prepare("fundus", size=32, n=5)
+        ingest.prepare("fundus", size=32, n=5)
 
 
 def test_examples_show_every_grade():
-    assert data.examples("fundus", size=32, columns=2).shape == (5, 2, 3, 32, 32)
+    assert tasks.examples("fundus", size=32, columns=2).shape == (5, 2, 3, 32, 32)
 
 
 def test_prepare_a_folder(cache, photographs):
-    images = data.prepare("mine", size=16, folder=photographs)
+    images = ingest.prepare("mine", size=16, folder=photographs)
     assert images.pixels.shape == (40, 3, 16, 16)
     assert images.target.values.tolist() == [i % 5 for i in range(40)]
     assert images.attrs["outputs"] == 5 and images.attrs["skipped"] == []
     name = images.attrs["name"]
-    assert data.resolve("mine") == name and data.prepared() == [name]
-    assert data.load(config.Data(name=name, size=16)).sizes["image"] == 40
+    assert tasks.resolve("mine") == name and tasks.prepared() == [name]
+    assert tasks.load(config.Data(name=name, size=16)).sizes["image"] == 40
 
 
 def test_a_subset_is_of_random_images_and_lies_within_larger_ones(cache, photographs):
     name = ingest.ingest("mine", size=16, folder=photographs)
     few, more, other = (
-        data.split_of(data.load(config.Data(name=name, size=16, **taken)), "train")
+        tasks.split_of(tasks.load(config.Data(name=name, size=16, **taken)), "train")
         for taken in ({"train": 8}, {"train": 16}, {"train": 8, "seed": 1})
     )
     images = [{p.tobytes() for p in part.pixels.values} for part in (few, more, other)]
     assert list(map(len, images)) == [8, 16, 8]
     assert images[0] < images[1] and images[0] != images[2]
     assert 4 < len(set(few.patient.values)), "two images a patient, not taken together"
-    everything = data.load(config.Data(name=name, size=16))
-    subset = data.load(config.Data(name=name, size=16, train=8))
+    everything = tasks.load(config.Data(name=name, size=16))
+    subset = tasks.load(config.Data(name=name, size=16, train=8))
     for split in ("valid", "test"):
-        assert data.split_of(subset, split).equals(data.split_of(everything, split))
+        assert tasks.split_of(subset, split).equals(tasks.split_of(everything, split))
     with pytest.raises(ValueError, match="train=99 asked for"):
-        data.load(config.Data(name=name, size=16, train=99))
+        tasks.load(config.Data(name=name, size=16, train=99))
 
 
 def test_subsets_of_splits_are_chosen_apart(cache, photographs):
     """How many images teach does not change which ones test."""
     name = ingest.ingest("mine", size=16, folder=photographs)
     one, two = (
-        data.load(config.Data(name=name, size=16, train=n, valid=3, test=5)) for n in (8, 20)
+        tasks.load(config.Data(name=name, size=16, train=n, valid=3, test=5)) for n in (8, 20)
     )
-    assert [len(data.split_of(two, s).image) for s in data.SPLITS] == [20, 3, 5]
+    assert [len(tasks.split_of(two, s).image) for s in folds.SPLITS] == [20, 3, 5]
     for split in ("valid", "test"):
-        assert data.split_of(one, split).equals(data.split_of(two, split))
+        assert tasks.split_of(one, split).equals(tasks.split_of(two, split))
 
 
 # --- folds -----------------------------------------------------------------------------------
@@ -112,7 +113,7 @@ def crowd(rng):
 
 def test_patients_are_dealt_whole_and_their_labels_evenly(crowd):
     target, patient = crowd
-    fold = data.deal(target, patient, 5, 0)
+    fold = folds.deal(target, patient, 5, 0)
     assert fold.shape == target.shape and set(fold) == set(range(5))
     for person in np.unique(patient):
         assert len(set(fold[patient == person])) == 1
@@ -123,7 +124,7 @@ def test_patients_are_dealt_whole_and_their_labels_evenly(crowd):
 
 
 def test_dealing_is_by_its_seed(crowd):
-    first, again, other = (data.deal(*crowd, 5, seed) for seed in (0, 0, 1))
+    first, again, other = (folds.deal(*crowd, 5, seed) for seed in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
@@ -131,17 +132,17 @@ def test_images_with_many_findings_are_dealt_evenly(rng):
     """Unknown is not found."""
     patient = np.repeat(np.arange(80), 5)
     target = rng.choice([-1, 0, 1], (400, 4))
-    fold = data.deal(target, patient, 4, 0)
+    fold = folds.deal(target, patient, 4, 0)
     number = (target == 1).sum(1)
     means = [number[fold == k].mean() for k in range(4)]
     assert np.ptp(means) < 0.25
-    assert np.array_equal(fold, data.deal(np.maximum(target, 0), patient, 4, 0))
+    assert np.array_equal(fold, folds.deal(np.maximum(target, 0), patient, 4, 0))
 
 
 def test_a_rare_label_is_in_some_folds_alone(crowd):
     target, patient = crowd[0].copy(), crowd[1]
     target[np.flatnonzero(patient == 3)[:1]] = 2
-    fold = data.deal(target, patient, 5, 0)
+    fold = folds.deal(target, patient, 5, 0)
     assert len(set(fold[target == 2])) == 1
 
 
@@ -155,7 +156,7 @@ def test_a_rare_label_is_in_some_folds_alone(crowd):
 )
 def test_what_cannot_be_dealt(target, patient, message):
     with pytest.raises(ValueError, match=message):
-        data.deal(np.array(target), np.array(patient), 3, 0)
+        folds.deal(np.array(target), np.array(patient), 3, 0)
 
 
 def each_fold(name, **more):
@@ -164,9 +165,9 @@ def each_fold(name, **more):
 
 def test_every_image_tests_once_and_validates_once(cache, photographs):
     name = ingest.ingest("mine", size=16, folder=photographs)
-    loaded = [data.load(spec) for spec in each_fold(name)]
+    loaded = [tasks.load(spec) for spec in each_fold(name)]
     for images in loaded:
-        data.check_patients(images.patient, images.split)
+        folds.check_patients(images.patient, images.split)
         assert images.pixels.equals(loaded[0].pixels) and images.sizes["image"] == 40
     splits = np.stack([images.split.values for images in loaded])
     for split, times in (("test", 1), ("valid", 1), ("train", 3)):
@@ -177,60 +178,60 @@ def test_every_image_tests_once_and_validates_once(cache, photographs):
 
 def test_folds_come_from_a_seed_and_take_no_notice_of_the_splits_that_came(cache, photographs):
     name = ingest.ingest("mine", size=16, folder=photographs)
-    own = data.load(config.Data(name=name, size=16))
-    first, again = data.load(each_fold(name)[0]), data.load(each_fold(name)[0])
-    other = data.load(each_fold(name, folds_seed=1)[0])
+    own = tasks.load(config.Data(name=name, size=16))
+    first, again = tasks.load(each_fold(name)[0]), tasks.load(each_fold(name)[0])
+    other = tasks.load(each_fold(name, folds_seed=1)[0])
     assert first.equals(again) and not first.split.equals(other.split)
     assert own.split.values.tolist() == ["train"] * 24 + ["valid"] * 6 + ["test"] * 10
     assert not first.split.equals(own.split)
-    assert data.load(each_fold(name, seed=1)[0]).split.equals(first.split), "that chooses subsets"
+    assert tasks.load(each_fold(name, seed=1)[0]).split.equals(first.split), "that chooses subsets"
 
 
 def test_a_subset_of_a_fold_lies_within_it(cache, photographs):
     name = ingest.ingest("mine", size=16, folder=photographs)
-    whole, some = (data.load(each_fold(name, **n)[2]) for n in ({}, {"train": 9, "valid": 2}))
+    whole, some = (tasks.load(each_fold(name, **n)[2]) for n in ({}, {"train": 9, "valid": 2}))
     for split, count in (("train", 9), ("valid", 2), ("test", None)):
         inside, around = (
-            {p.tobytes() for p in data.split_of(d, split).pixels.values} for d in (some, whole)
+            {p.tobytes() for p in tasks.split_of(d, split).pixels.values} for d in (some, whole)
         )
         assert len(inside) == (count or len(around)) and inside <= around
 
 
 def test_each_fold_of_a_drawn_set_is_drawn_anew(cache):
-    drawn = [data.load(spec(folds=3, fold=k)) for k in range(3)]
+    drawn = [tasks.load(spec(folds=3, fold=k)) for k in range(3)]
     images = [{p.tobytes() for p in d.pixels.values} for d in drawn]
     assert not images[0] & images[1] and not images[1] & images[2]
-    fixed = data.load(spec())
+    fixed = tasks.load(spec())
     assert fixed.equals(drawn[0]), "the first fold is what there is without"
 
 
 def test_a_set_taken_whole_is_not_copied(cache, photographs, monkeypatch):
     name = ingest.ingest("mine", size=16, folder=photographs)
-    monkeypatch.setattr(data, "_take", None)
-    assert data.load(config.Data(name=name, size=16)).sizes["image"] == 40
+    monkeypatch.setattr(folds, "_take", None)
+    assert tasks.load(config.Data(name=name, size=16)).sizes["image"] == 40
 
 
 def test_attrs_are_read_without_pixels(cache, photographs, monkeypatch):
     name = ingest.ingest("mine", size=16, folder=photographs)
     spec_of_mine = config.Data(name=name, size=16)
-    whole = data.load(spec_of_mine).attrs
+    whole = tasks.load(spec_of_mine).attrs
     monkeypatch.setattr(store, "read_zarr", None)
-    assert data.attrs(spec_of_mine) == whole
-    assert data.attrs(spec()) == data.SYNTHETIC["fundus"][1]
+    assert tasks.attrs(spec_of_mine) == whole
+    assert tasks.attrs(spec()) == tasks.SYNTHETIC["fundus"][1]
     with pytest.raises(ValueError, match="not prepared at 24 px"):
-        data.attrs(config.Data(name=name, size=24))
+        tasks.attrs(config.Data(name=name, size=24))
 
 
 def test_a_patient_has_one_split():
-    data.check_patients(["a", "a", "b"], ["train", "train", "test"])
+    folds.check_patients(["a", "a", "b"], ["train", "train", "test"])
     with pytest.raises(ValueError, match="more than one split: a "):
-        data.check_patients(["a", "a", "b"], ["train", "test", "test"])
+        folds.check_patients(["a", "a", "b"], ["train", "test", "test"])
 
 
 def test_unknown_data_sets_are_told_what_there_is(cache):
     with pytest.raises(ValueError, match="neither synthetic nor prepared; known: fundus, cxr"):
-        data.resolve("eyepacs")
+        tasks.resolve("eyepacs")
     with pytest.raises(
         ValueError, match="Prepare it: transfusion data eyepacs --from DIR --size 64"
     ):
-        data.load(config.Data(name="eyepacs@0123456789ab", size=64))
+        tasks.load(config.Data(name="eyepacs@0123456789ab", size=64))

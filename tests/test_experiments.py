@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
-from transfusion import config, data, experiments, machine, schedule, store, studies
+from transfusion import config, experiments, machine, schedule, store, studies
+from transfusion.images import ingest, tasks
 from transfusion.statistics import metrics
 
 from .conftest import KNOBS, collect, poison
@@ -102,7 +103,7 @@ def test_a_source_is_trained_with_all_augmentation_and_evaluated_evenly():
 
 
 def test_a_prepared_source_may_be_taken_whole(cache, photographs):
-    name = data.prepare("mine", size=32, folder=photographs).attrs["name"]
+    name = ingest.prepare("mine", size=32, folder=photographs).attrs["name"]
     for size in (None, 20):
         run = trainings("performance", **{**KNOBS, "source": name, "source_size": size})[-1]
         source = run.init.source.data
@@ -239,18 +240,18 @@ def test_sources_may_have_images_of_their_own_size():
 
 
 def test_small_training_sets_lie_within_larger_ones(cache, photographs):
-    name = data.prepare("mine", size=32, folder=photographs).attrs["name"]
+    name = ingest.prepare("mine", size=32, folder=photographs).attrs["name"]
     whole = {"target": name, "train_size": None, "valid_size": None, "test_size": None, "folds": 4}
     runs = trainings("small_data", **{**KNOBS, **whole, "fold": 1}, train_sizes=[3, 6, None])
     assert len(runs) == 3 * 4
     assert len({run.init.source for run in runs if run.init.source}) == 1
-    images = {run.data.train: data.load(run.data) for run in runs}
-    train = {n: data.split_of(found, "train") for n, found in images.items()}
+    images = {run.data.train: tasks.load(run.data) for run in runs}
+    train = {n: tasks.split_of(found, "train") for n, found in images.items()}
     pixels = {n: {p.tobytes() for p in part.pixels.values} for n, part in train.items()}
     assert [len(pixels[n]) for n in (3, 6)] == [3, 6]
     assert pixels[3] < pixels[6] < pixels[None]
     for split in ("valid", "test"):
-        assert data.split_of(images[3], split).equals(data.split_of(images[None], split))
+        assert tasks.split_of(images[3], split).equals(tasks.split_of(images[None], split))
 
 
 def test_variants_replace_knobs():
@@ -289,7 +290,7 @@ def test_a_chapter_without_its_own_list_is_an_error(chapter):
 
 def test_no_test_image_reaches_the_choice_of_a_rate(cache, photographs, monkeypatch, tmp_path):
     """What tuning collects of validation is the same bits whatever the test images are."""
-    name = data.prepare("mine", size=32, folder=photographs).attrs["name"]
+    name = ingest.prepare("mine", size=32, folder=photographs).attrs["name"]
     own = {"target": name, "train_size": None, "valid_size": None, "test_size": None}
     knobs = {**KNOBS, **own, "inits": ["random"], "rates": [0.01, 0.001], "batch": 8}
     honest = collect("tuning", **knobs)

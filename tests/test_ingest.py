@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from transfusion import cli, config, data, ingest, store
+from transfusion import cli, config, store
+from transfusion.images import ingest, layouts, tasks
 
 
 def shares(images):
@@ -30,7 +31,7 @@ def jpeg(colour):
 
 
 def test_pixels_are_those_of_the_files(cache, photographs):
-    images = data.prepare("mine", size=30, folder=photographs)
+    images = ingest.prepare("mine", size=30, folder=photographs)
     with Image.open(photographs / "7.png") as image:
         expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     np.testing.assert_array_equal(images.pixels.values[7, :, 5:25], expected)  # padded 20 -> 30
@@ -40,7 +41,7 @@ def test_pixels_are_those_of_the_files(cache, photographs):
 def test_fine_patterns_are_smoothed_not_sampled(cache, photographs):
     board = np.indices((90, 90)).sum(0) % 2 * 255
     Image.fromarray(board.astype(np.uint8)).save(photographs / "7.png")
-    pixels = data.prepare("mine", size=30, folder=photographs).pixels.values[7]
+    pixels = ingest.prepare("mine", size=30, folder=photographs).pixels.values[7]
     assert np.abs(pixels.astype(int) - 127).max() < 40
 
 
@@ -51,7 +52,7 @@ def test_the_name_follows_the_content(cache, photographs):
     draw(photographs / "3.png")
     assert first != ingest.ingest("mine", size=16, folder=photographs)
     with pytest.raises(ValueError, match="ambiguous"):
-        data.resolve("mine")
+        tasks.resolve("mine")
 
 
 def test_the_digest_is_that_of_earlier_versions(cache, tmp_path):
@@ -88,7 +89,7 @@ def test_bad_tables_are_told_before_an_image_is_read(
     monkeypatch.setattr(ingest, "_content", None)
     with pytest.raises(ValueError, match=message):
         ingest.ingest("mine", size=16, folder=photographs)
-    assert data.prepared() == []
+    assert tasks.prepared() == []
 
 
 def test_missing_things_are_named(cache, photographs):
@@ -119,7 +120,7 @@ def test_bad_images_are_listed_and_a_few_left_out(cache, photographs, capsys):
         assert part in str(error.value)
     (photographs / "1.png").unlink()
     name = ingest.ingest("mine", size=16, folder=photographs, tolerance=0.1)
-    images = store.read_zarr(data.prepared_path(name, 16))
+    images = store.read_zarr(tasks.prepared_path(name, 16))
     assert len(images.image) == 36 and len(images.attrs["skipped"]) == 4
     assert images.target.values[:3].tolist() == [0, 0, 1]
     with Image.open(photographs / "5.png") as image:
@@ -138,7 +139,7 @@ def test_what_was_left_out_is_told(cache, photographs, capsys, monkeypatch):
 
 def test_several_findings(cache, photographs):
     edit(photographs, lambda t: t.assign(edema=t.index % 2, effusion=0))
-    images = data.prepare("films", size=16, folder=photographs, target=("edema", "effusion"))
+    images = ingest.prepare("films", size=16, folder=photographs, target=("edema", "effusion"))
     assert images.target.shape == (40, 2) and images.attrs["task"] == "findings"
     assert images.target.values[:, 0].tolist() == [0, 1] * 20
 
@@ -166,7 +167,7 @@ def test_eyepacs_as_kaggle_gives_it(cache, tmp_path):
             draw(tmp_path / "images" / f"{i}_{eye}.jpeg")
             lines.append(f"{i}_{eye},{i % 3}")
     (tmp_path / "trainLabels.csv").write_text("\n".join(lines))
-    images = data.prepare("eyepacs", size=16, folder=tmp_path)
+    images = ingest.prepare("eyepacs", size=16, folder=tmp_path)
     assert images.attrs["outputs"] == 5 and images.attrs["positive_from"] == 2
     assert images.patient.values[:4].tolist() == ["0", "0", "1", "1"]
     assert shares(images) == {"train": 42, "test": 12, "valid": 6}
@@ -189,20 +190,20 @@ def films(tmp_path):
 
 
 def test_nih_findings_are_those_of_the_table(cache, films):
-    images = data.prepare("nih", size=16, folder=films)
-    assert images.attrs["names"] == list(ingest.FINDINGS) and images.attrs["absent"] == 0
+    images = ingest.prepare("nih", size=16, folder=films)
+    assert images.attrs["names"] == list(layouts.FINDINGS) and images.attrs["absent"] == 0
     expected = [[0, 0, 0, 0, 0], [0, 0, 0, 1, 0], [1, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
     np.testing.assert_array_equal(images.target.values[:4], expected)
     assert shares(images) == {"train": 42, "test": 12, "valid": 6}
-    few = data.prepare("nih", size=16, folder=films, target=["Hernia"])
+    few = ingest.prepare("nih", size=16, folder=films, target=["Hernia"])
     assert few.target.shape == (60, 1) and few.target.values[3] == 1
 
 
 def test_nih_test_patients_are_the_listed_ones(cache, films):
     listed = [f"{i:08}_{k:03}.png" for i in range(24, 30) for k in range(2)]
     (films / "test_list.txt").write_text("\n".join(listed))
-    images = data.prepare("nih", size=16, folder=films)
-    test = data.split_of(images, "test")
+    images = ingest.prepare("nih", size=16, folder=films)
+    test = tasks.split_of(images, "test")
     assert set(test.patient.values) == {str(i) for i in range(24, 30)}
     assert shares(images) == {"train": 42, "test": 12, "valid": 6}
 
@@ -210,13 +211,13 @@ def test_nih_test_patients_are_the_listed_ones(cache, films):
 def test_nih_of_one_archive(cache, films):
     for film in (films / "images_002/images").iterdir():
         film.unlink()
-    images = data.prepare("nih", size=16, folder=films)
+    images = ingest.prepare("nih", size=16, folder=films)
     assert images.sizes["image"] == 30 and images.attrs["absent"] == 30
 
 
 def test_nih_by_columns_and_a_choice_of_folders(cache, films):
     table = pd.read_csv(films / "Data_Entry_2017.csv", dtype=str, index_col=False)
-    for finding in ingest.FINDINGS:
+    for finding in layouts.FINDINGS:
         table[finding] = table["Finding Labels"].str.contains(finding).astype(int)
     table = table.rename(columns={"Image Index": "image", "Patient ID": "patient"})
     table.drop(columns="Finding Labels").to_csv(films / "labels.csv", index=False)
@@ -226,7 +227,7 @@ def test_nih_by_columns_and_a_choice_of_folders(cache, films):
         draw(films / "img8" / name.replace("png", "jpg"))
     with pytest.raises(ValueError, match="lies in images_001/images and img8: say which"):
         ingest.ingest("nih", size=16, folder=films)
-    small = data.prepare("nih", size=16, folder=films, images="img8")
+    small = ingest.prepare("nih", size=16, folder=films, images="img8")
     assert small.sizes["image"] == 60 and small.attrs["name"] != official
 
 
@@ -245,7 +246,7 @@ def test_nih_errors(cache, films):
 def chexpert(tmp_path):
     """CheXpert's tables: 40 patients with a frontal and a lateral view, 2 more to validate."""
     folder = tmp_path / "CheXpert-v1.0-small"
-    head = ",".join(["Path", "Sex", "Frontal/Lateral", *ingest.CHEXPERT])
+    head = ",".join(["Path", "Sex", "Frontal/Lateral", *layouts.CHEXPERT])
     marks = ["1.0,0.0,,-1.0,", ",,,,1.0"]
     for part, patients in (("train", range(40)), ("valid", range(40, 42))):
         lines = [head]
@@ -260,14 +261,14 @@ def chexpert(tmp_path):
 
 @pytest.mark.parametrize(("policy", "value"), [("zeros", 0), ("ones", 1), ("ignore", -1)])
 def test_chexpert_uncertain_labels(cache, chexpert, policy, value):
-    images = data.prepare("chexpert", size=16, folder=chexpert, uncertain=policy)
+    images = ingest.prepare("chexpert", size=16, folder=chexpert, uncertain=policy)
     assert images.attrs["uncertain"] == policy and images.attrs["names"][-1] == "Pleural Effusion"
     np.testing.assert_array_equal(images.target.values[:2], [[1, 0, 0, value, 0], [0, 0, 0, 0, 1]])
     assert images.target.dtype == np.int16
 
 
 def test_chexpert_has_frontal_views_split_by_patient(cache, chexpert):
-    images = data.prepare("chexpert", size=16, folder=chexpert)
+    images = ingest.prepare("chexpert", size=16, folder=chexpert)
     assert images.sizes["image"] == 42 and len(set(images.patient.values)) == 42
     assert shares(images) == {"train": 28, "test": 8 + 2, "valid": 4}
     assert set(images.split.values[-2:]) == {"test"}
@@ -278,7 +279,7 @@ def test_chexpert_policy_is_in_the_name_even_without_uncertain_labels(cache, che
         table.write_text(table.read_text().replace("-1.0", "1.0"))
     names = [
         ingest.ingest("chexpert", size=16, folder=chexpert, uncertain=policy)
-        for policy in (None, *ingest.UNCERTAIN)
+        for policy in (None, *layouts.UNCERTAIN)
     ]
     assert names[0] == names[1] and len(set(names)) == 3
 
@@ -320,7 +321,7 @@ def medmnist_file(path, rng, classes, *, columns=1, shape=(28, 28), **changes):
 )
 def test_medmnist_tasks(cache, tmp_path, rng, name, classes, columns, expected):
     path = medmnist_file(tmp_path / "held.npz", rng, classes, columns=columns)
-    images = data.prepare(name, size=28, folder=path)
+    images = ingest.prepare(name, size=28, folder=path)
     assert expected.items() <= images.attrs.items()
     assert shares(images) == {"train": 12, "valid": 6, "test": 6}
     assert len(set(images.patient.values)) == 24 and "every image" in images.attrs["patients"]
@@ -329,7 +330,7 @@ def test_medmnist_tasks(cache, tmp_path, rng, name, classes, columns, expected):
 @pytest.mark.parametrize("shape", [(28, 28), (28, 28, 3)])
 def test_medmnist_pixels_and_labels(cache, tmp_path, rng, shape):
     path = medmnist_file(tmp_path / "any.npz", rng, 6, shape=shape)
-    images = data.prepare("any", size=28, folder=path)
+    images = ingest.prepare("any", size=28, folder=path)
     held = np.load(path)
     last = np.broadcast_to(held["test_images"][-1].reshape(28, 28, -1), (28, 28, 3))
     np.testing.assert_array_equal(images.pixels.values[-1], last.transpose(2, 0, 1))
@@ -376,7 +377,7 @@ def test_medmnist_is_fetched_by_its_package(cache, tmp_path, rng, monkeypatch):
 
     package = SimpleNamespace(INFO={"retinamnist": {"python_class": "Set"}}, Set=Set)
     monkeypatch.setitem(sys.modules, "medmnist", package)
-    assert data.prepare("retinamnist", size=48).pixels.shape == (24, 3, 48, 48)
+    assert ingest.prepare("retinamnist", size=48).pixels.shape == (24, 3, 48, 48)
     assert (tmp_path / "retinamnist_64.npz").is_file()  # the next size up
     with pytest.raises(ValueError, match="unknown MedMNIST set 'retinmnist'.*'retinamnist'"):
         ingest.ingest("retinmnist", size=48)
@@ -405,7 +406,7 @@ def classes(folder, *, each=10):
 def test_imagefolder_splits(cache, tmp_path, parts, expected):
     for part in parts or [""]:
         classes(tmp_path / "images" / part)
-    images = data.prepare("pets", size=16, folder=tmp_path / "images")
+    images = ingest.prepare("pets", size=16, folder=tmp_path / "images")
     assert shares(images) == expected
     assert images.attrs["names"] == ["cat", "dog"] and images.attrs["task"] == "classes"
     of_dogs = np.array(["dog" in name for name in images.patient.values])
@@ -445,7 +446,7 @@ def jpegs(folder, *, shift=0, **changes):
 
 
 def test_jpegs_end_to_end(cache, tmp_path):
-    images = data.prepare("photographs", size=16, folder=jpegs(tmp_path / "held"))
+    images = ingest.prepare("photographs", size=16, folder=jpegs(tmp_path / "held"))
     assert shares(images) == {"train": 400, "valid": 100, "test": 100}
     assert images.attrs["outputs"] == 200 and images.attrs["names"][7] == "n007"
     red = images.pixels.values[:, 0].mean((1, 2))
@@ -474,7 +475,7 @@ def test_a_corrupt_jpeg_is_named(cache, tmp_path):
     held["jpeg"][held["offset"][5] : held["offset"][6]] = 0
     np.savez(folder / "train.npz", **held)
     name = ingest.ingest("photographs", size=16, folder=folder)
-    attrs = data.attrs(config.Data(name=name, size=16))
+    attrs = tasks.attrs(config.Data(name=name, size=16))
     assert attrs["skipped"] == ["train/n005/5: truncated or not an image"]
     with pytest.raises(ValueError, match="train/n005/5: truncated or not an image"):
         ingest.ingest("photographs", size=24, folder=folder, tolerance=0)

@@ -73,7 +73,7 @@ def test_public_names_exist():
 
 
 def test_reading_results_needs_no_torch(no_torch):
-    modules = "cli config store data experiments figures effects representations report"
+    modules = "cli config store experiments figures effects representations report"
     modules += " schedule studies render batch cache records box outbox pack machine"
     code = "from transfusion import " + ", ".join(modules.split())
     subprocess.run([sys.executable, "-c", code], env=os.environ | no_torch, check=True)

@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from transfusion import config, data, experiments, schedule, store
+from transfusion import config, experiments, schedule, store
+from transfusion.images import tasks
 
 from . import accidents
 from .conftest import KNOBS, collect
@@ -94,7 +95,7 @@ def test_images_are_drawn_once_and_what_is_needed_goes_first(cache):
     for task in ahead:
         for need in schedule.needs(task):
             assert ranks[need.key] > ranks[task.key]
-    data.load(drawn[0])
+    tasks.load(drawn[0])
     again = schedule.missing(runs)
     assert [task for task in again if isinstance(task, config.Data)] == drawn[1:]
 

@@ -1,16 +1,16 @@
 import numpy as np
 import pytest
 from scipy import ndimage
-from transfusion import synthetic
+from transfusion.images.drawn import films, objects, retinas
 
-SETS = (synthetic.fundus, synthetic.cxr, synthetic.objects)
+SETS = (retinas.fundus, films.cxr, objects.objects)
 each_set = pytest.mark.parametrize("draw", SETS, ids=lambda draw: draw.__name__)
 
 
 @each_set
 def test_arrays_are_as_promised(draw):
     images = draw(8, 32, 0)
-    findings = (len(synthetic.FINDINGS),) if draw is synthetic.cxr else ()
+    findings = (len(films.FINDINGS),) if draw is films.cxr else ()
     assert images.image.shape == (8, 3, 32, 32) and images.image.dtype == np.uint8
     assert images.target.shape == (8, *findings) and images.target.dtype == np.int8
     assert images.patient.shape == (8,) and images.patient.dtype == np.int32
@@ -61,8 +61,8 @@ def grades():
     """Grades and labels as read, without drawing the images."""
     cases = pytest.MonkeyPatch()
     drawn = []
-    cases.setattr(synthetic, "_fundus_image", lambda size, seed, i, grade: drawn.append(grade))
-    labels = [synthetic._fundus_case(32, 0, i)[1] for i in range(3000)]
+    cases.setattr(retinas, "_fundus_image", lambda size, seed, i, grade: drawn.append(grade))
+    labels = [retinas._fundus_case(32, 0, i)[1] for i in range(3000)]
     cases.undo()
     return np.array(drawn), np.array(labels)
 
@@ -70,25 +70,25 @@ def grades():
 def test_grades_occur_in_their_shares(grades):
     true, read = grades
     share = np.bincount(true, minlength=5) / len(true)
-    np.testing.assert_allclose(share, synthetic.GRADE_SHARE, atol=0.04)
+    np.testing.assert_allclose(share, retinas.GRADE_SHARE, atol=0.04)
     assert 0.35 < (read >= 2).mean() < 0.45
     assert np.bincount(read, minlength=5).min() > 0.05 * len(read)
 
 
 def test_grader_noise_is_the_documented_share_of_one_grade(grades):
     true, read = grades
-    assert abs((true != read).mean() - synthetic.GRADER_NOISE) < 0.03
+    assert abs((true != read).mean() - retinas.GRADER_NOISE) < 0.03
     assert np.abs(true - read).max() == 1
 
 
 def test_eyes_of_a_patient_are_neighbours_and_alike(grades):
-    assert synthetic.fundus(5, 32, 0).patient.tolist() == [0, 0, 1, 1, 2]
+    assert retinas.fundus(5, 32, 0).patient.tolist() == [0, 0, 1, 1, 2]
     true, _ = grades
     assert np.corrcoef(true[::2], true[1::2])[0, 1] > 0.6
 
 
 def test_left_and_right_eyes_are_mirrored():
-    pair = synthetic.fundus(40, 32, 5).image.astype(float)
+    pair = retinas.fundus(40, 32, 5).image.astype(float)
     brighter_right = pair[..., 16:].mean((1, 2, 3)) - pair[..., :16].mean((1, 2, 3))
     assert brighter_right[1::2].mean() > 0 > brighter_right[::2].mean()  # where the optic disc is
 
@@ -96,44 +96,42 @@ def test_left_and_right_eyes_are_mirrored():
 @pytest.mark.parametrize(("grade", "most"), [(1, 0.03), (2, 0.15), (3, 0.5), (4, 0.5)])
 def test_a_grade_changes_the_eye_only_where_its_signs_are(grade, most):
     for i in range(4):
-        healthy, sick = (synthetic._fundus_image(128, 0, i, g) for g in (0, grade))
+        healthy, sick = (retinas._fundus_image(128, 0, i, g) for g in (0, grade))
         assert 0 < (np.abs(sick - healthy) > 0.02).any(0).mean() < most
 
 
 @pytest.mark.parametrize("size", [32, 64, 224])
 def test_signs_grow_with_the_grade(size):
-    eyes = [[synthetic._fundus_image(size, 0, i, g) for g in range(5)] for i in range(6)]
+    eyes = [[retinas._fundus_image(size, 0, i, g) for g in range(5)] for i in range(6)]
     change = [np.mean([np.abs(eye[g] - eye[0]).mean() for eye in eyes]) for g in range(5)]
     assert change[0] == 0 and change[1] < change[2] < min(change[3:])
 
 
 def test_films_of_a_patient_are_neighbours():
-    assert synthetic.cxr(7, 32, 0).patient.tolist() == [0, 0, 1, 2, 2, 3, 4]
+    assert films.cxr(7, 32, 0).patient.tolist() == [0, 0, 1, 2, 2, 3, 4]
 
 
 def test_films_are_grey():
-    image = synthetic.cxr(4, 48, 0).image
+    image = films.cxr(4, 48, 0).image
     np.testing.assert_array_equal(image, image[:, :1].repeat(3, 1))
 
 
 def test_findings_occur_together_at_their_prevalence(monkeypatch):
-    monkeypatch.setattr(synthetic, "_cxr_image", lambda *args: None)
-    label = np.array([synthetic._cxr_case(32, 0, i)[1] for i in range(4000)])
-    noise = synthetic.READER_NOISE
-    expected = np.array(synthetic.PREVALENCE) * (1 - 2 * noise) + noise
+    monkeypatch.setattr(films, "_cxr_image", lambda *args: None)
+    label = np.array([films._cxr_case(32, 0, i)[1] for i in range(4000)])
+    noise = films.READER_NOISE
+    expected = np.array(films.PREVALENCE) * (1 - 2 * noise) + noise
     np.testing.assert_allclose(label.mean(0), expected, atol=0.03)
     together = np.corrcoef(label.T)
-    cardiomegaly, edema, effusion = map(
-        synthetic.FINDINGS.index, ("cardiomegaly", "edema", "effusion")
-    )
+    cardiomegaly, edema, effusion = map(films.FINDINGS.index, ("cardiomegaly", "edema", "effusion"))
     assert together[edema, effusion] > 0.15 and together[edema, cardiomegaly] > 0.1
 
 
-@pytest.mark.parametrize("finding", range(5), ids=synthetic.FINDINGS)
+@pytest.mark.parametrize("finding", range(5), ids=films.FINDINGS)
 def test_a_finding_makes_the_lungs_denser(finding):
     severity = np.eye(5)[finding] * 0.8
     drawn = [
-        [synthetic._cxr_image(64, 0, i, s)[0, 16:52].mean() for s in (0 * severity, severity)]
+        [films._cxr_image(64, 0, i, s)[0, 16:52].mean() for s in (0 * severity, severity)]
         for i in range(12)
     ]
     healthy, sick = np.array(drawn).T
@@ -141,5 +139,5 @@ def test_a_finding_makes_the_lungs_denser(finding):
 
 
 def test_objects_of_every_class_occur():
-    assert np.unique(synthetic.objects(300, 32, 0).target).tolist() == list(range(20))
-    assert synthetic.CLASSES == 20
+    assert np.unique(objects.objects(300, 32, 0).target).tolist() == list(range(20))
+    assert objects.CLASSES == 20

@@ -4,18 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-from transfusion import (
-    config,
-    costs,
-    data,
-    experiments,
-    models,
-    schedule,
-    store,
-    studies,
-    tables,
-    train,
-)
+from transfusion import config, costs, experiments, models, schedule, store, studies, tables, train
+from transfusion.images import ingest, tasks
 from transfusion.statistics import metrics
 
 from .conftest import KNOBS, collect
@@ -76,7 +66,7 @@ def test_a_failed_run_is_a_hole_not_an_end(cache, inits):
 
 def questions(run):
     """Target and scores (question, image) of a run, patients and names, from its own result."""
-    result, attrs = kept(run.key), data.attrs(run.data)
+    result, attrs = kept(run.key), tasks.attrs(run.data)
     target, score = result.test_target.values, result.test_score.values
     if attrs["task"] == "grades":
         first = attrs["positive_from"]
@@ -125,7 +115,7 @@ def test_influence_gives_the_error_of_an_arm_and_of_a_difference(cache, target):
         assert variance**0.5 == pytest.approx(error)
     if target == "cxr":
         findings = result.finding_influence.sel(model="cbr_tiny", fold=0)
-        assert findings.finding.values.tolist() == data.attrs(run.data)["names"]
+        assert findings.finding.values.tolist() == tasks.attrs(run.data)["names"]
         np.testing.assert_allclose(findings.mean("finding").T, influence.T, atol=1e-12)
     else:
         assert "finding_influence" not in result and "finding_auc" not in result
@@ -269,7 +259,7 @@ def test_chapters_have_a_dimension_of_their_own(cache):
 
 
 def test_all_images_of_a_fold_are_told_in_numbers(cache, photographs):
-    name = data.prepare("mine", size=32, folder=photographs).attrs["name"]
+    name = ingest.prepare("mine", size=32, folder=photographs).attrs["name"]
     own = {"target": name, "train_size": None, "valid_size": None, "test_size": None, "folds": 4}
     knobs = {**KNOBS, **own, "inits": ["random"], "seeds": 1, "steps": 2, "batch": 8}
     result = collect("small_data", **knobs, train_sizes=[8, None])

@@ -15,7 +15,8 @@ import torch
 import xarray as xr
 from safetensors.torch import load_file
 from scipy import stats
-from transfusion import config, data, models, store, train
+from transfusion import config, models, store, train
+from transfusion.images import ingest, tasks
 from transfusion.statistics import metrics
 
 from bench import reference
@@ -83,7 +84,7 @@ def test_the_last_step_is_kept_however_good_another_was(cache, tiny_run):
     """Weights, curve and what is said of validation images are all of it."""
     run = tiny_run(lr=0.02)
     result = train.fit(run)
-    valid = data.split_of(data.load(run.data), "valid")
+    valid = tasks.split_of(tasks.load(run.data), "valid")
     reached, error = train.auc(
         valid, train.scores(train.network(run, trained=True), valid, "float32")
     )
@@ -193,7 +194,7 @@ def test_no_test_image_reaches_training(
     cache, tiny_run, photographs, monkeypatch, tmp_path, optimizer
 ):
     """Other test images with other labels, under the same key: all the rest is bit for bit."""
-    name = data.prepare("mine", size=32, folder=photographs).attrs["name"]
+    name = ingest.prepare("mine", size=32, folder=photographs).attrs["name"]
     run = tiny_run(optimizer=optimizer, batch=8)
     run = replace(run, data=config.Data(name=name, size=32, train=20))
     honest, state = train.fit(run), weights(run)
@@ -375,7 +376,7 @@ def test_evaluation_thaws_no_batch_norm(cache, tiny_run):
     net, _ = train.prepare(train.network(run, trained=False), run.optim)
     net.train()
     frozen = models.tensors(net, models.upto(net, "block2"))
-    train.scores(net, data.split_of(data.load(run.data), "valid"), "float32")
+    train.scores(net, tasks.split_of(tasks.load(run.data), "valid"), "float32")
     norms = {n: m for n, m in net.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
     assert net.training and len(norms) == 20
     for name, module in norms.items():

@@ -3,6 +3,10 @@
 import importlib
 
 __version__ = "0.1.0"
+PUBLIC = {
+    **dict.fromkeys(["Comparison", "Data", "Init", "Optim", "Run"], "config"),
+    "data": "images",
+}
 __all__ = [
     "Comparison", "Data", "Init", "Optim", "Run",
     "activations", "data", "experiments", "inits", "models", "similarity", "store", "train",
@@ -13,5 +17,5 @@ def __getattr__(name: str):
     if name in ("Comparison", "Data", "Init", "Optim", "Run"):
         return getattr(importlib.import_module("transfusion.config"), name)
     if name in __all__:
-        return importlib.import_module(f"transfusion.{name}")
+        return importlib.import_module(f"transfusion.{PUBLIC.get(name, name)}")
     raise AttributeError(f"module 'transfusion' has no attribute {name!r}")

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
-from transfusion import activations, comparison, config, data, models, store, train
+from transfusion import activations, comparison, config, models, store, train
+from transfusion.images import folds, tasks
 from transfusion.statistics import metrics
 
 # Strengths of the penalty, as scikit-learn's C, among which validation images choose: from one
@@ -40,7 +41,7 @@ def fit(spec: config.Baseline) -> xr.Dataset:
 
 
 def _fit(spec: config.Baseline) -> xr.Dataset:
-    images = data.load(spec.data)
+    images = tasks.load(spec.data)
     features = _features(spec, images)
     kept, strength = said(features, images)
     facts = {"device": train.device_name(), "precision": "float32", "strength": strength}
@@ -49,7 +50,7 @@ def _fit(spec: config.Baseline) -> xr.Dataset:
 
 def check(spec: config.Baseline) -> None:
     """Raise ValueError for whatever would stop this baseline: data, model, weights."""
-    data.check(spec.data)
+    tasks.check(spec.data)
     if spec.model is not None:
         train.check(config.Run(data=spec.data, model=spec.model, init=spec.init, optim=NONE))
 
@@ -112,7 +113,7 @@ def frozen(spec: config.Baseline, images: xr.Dataset) -> np.ndarray:
     run = config.Run(data=spec.data, model=spec.model, init=spec.init, optim=NONE, seed=spec.seed)
     net = train.network(run, trained=False)
     if spec.init.name == "random":
-        known = comparison.spread(data.split_of(images, "train"), comparison.CALIBRATION)
+        known = comparison.spread(tasks.split_of(images, "train"), comparison.CALIBRATION)
         net = comparison.calibrate(net, known)
     blocks = activations.extractor(net)
     with torch.no_grad():
@@ -132,7 +133,7 @@ def said(features: np.ndarray, images: xr.Dataset) -> tuple[xr.Dataset, float]:
     (image, feature), and the strength of its penalty: that of the best validation AUC."""
     from sklearn.preprocessing import StandardScaler  # loads for a second
 
-    rows = {split: np.flatnonzero(images["split"].values == split) for split in data.SPLITS}
+    rows = {split: np.flatnonzero(images["split"].values == split) for split in folds.SPLITS}
     scale = StandardScaler().fit(features[rows["train"]])
     scaled = {split: scale.transform(features[r]) for split, r in rows.items()}
     asked = _asked(images)
@@ -142,7 +143,7 @@ def said(features: np.ndarray, images: xr.Dataset) -> tuple[xr.Dataset, float]:
         parts = [scaled[split] @ slope + level for slope, level in (p[strength] for p in paths)]
         return np.hstack([metrics.logits(part, "classes") for part in parts])
 
-    valid, reached = data.split_of(images, "valid"), []
+    valid, reached = tasks.split_of(images, "valid"), []
     for strength in range(len(STRENGTHS)):
         scores = metrics.probabilities(answer(strength, "valid"), images.attrs["task"])
         reached.append(train.auc(valid, scores)[0])
@@ -153,7 +154,7 @@ def said(features: np.ndarray, images: xr.Dataset) -> tuple[xr.Dataset, float]:
 def _asked(images: xr.Dataset) -> list[tuple[np.ndarray, int]]:
     """Target of the training images, -1 where unknown, and number of answers, of each regression:
     one for grades or classes, one a finding."""
-    target = data.split_of(images, "train")["target"].values
+    target = tasks.split_of(images, "train")["target"].values
     if images.attrs["task"] == "findings":
         return [(column, 2) for column in target.T]
     return [(target, int(images.attrs["outputs"]))]

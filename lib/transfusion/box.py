@@ -21,7 +21,8 @@ import xarray as xr
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from transfusion import config, data, records, store
+from transfusion import config, records, store
+from transfusion.images import tasks
 
 PIECE = 8_000_000  # bytes of weights a record; a tensor that is larger has one of its own
 
@@ -121,7 +122,7 @@ def unpack_images(path: Path) -> xr.Dataset:
 
     with ThreadPoolExecutor() as pool:
         found = np.stack(list(pool.map(pixels, range(len(offset) - 1))))
-    return data.dataset(found, target, patient, split, attrs)
+    return tasks.dataset(found, target, patient, split, attrs)
 
 
 # --- weights ---------------------------------------------------------------------------------

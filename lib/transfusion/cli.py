@@ -269,12 +269,13 @@ def _strip(arguments: argparse.Namespace) -> None:
 
 
 def _data(arguments: argparse.Namespace) -> None:
-    from transfusion import config, data, ingest
+    from transfusion import config
+    from transfusion.images import ingest, tasks
 
     names = ("size", "folder", "layout", "labels", "target", "patient", "images", "uncertain")
     name = ingest.ingest(arguments.name, **{n: getattr(arguments, n) for n in names})
     print(f"target: {name}")
-    attrs = data.attrs(config.Data(name=name, size=arguments.size))
+    attrs = tasks.attrs(config.Data(name=name, size=arguments.size))
     for skipped in attrs["skipped"]:
         print(f"left out: {skipped}", file=sys.stderr)
     if attrs.get("absent"):

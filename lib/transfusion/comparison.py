@@ -11,7 +11,8 @@ import torch
 import xarray as xr
 from torch import nn
 
-from transfusion import activations, config, data, models, similarity, store, train
+from transfusion import activations, config, models, similarity, store, train
+from transfusion.images import tasks
 
 CALIBRATION = 512  # training images
 
@@ -45,9 +46,9 @@ def _checkpoint(spec: config.Comparison) -> Path:
 def _compare(spec: config.Comparison) -> xr.Dataset:
     if len({(run.model, run.data) for run in spec.runs}) != 1:
         raise ValueError("a comparison needs runs of one model on one data set")
-    images = data.load(spec.data)
-    test = data.split_of(images, "test").isel(image=slice(spec.images))
-    nets, names = _networks(spec, spread(data.split_of(images, "train"), CALIBRATION))
+    images = tasks.load(spec.data)
+    test = tasks.split_of(images, "test").isel(image=slice(spec.images))
+    nets, names = _networks(spec, spread(tasks.split_of(images, "train"), CALIBRATION))
     trained = [i for i, name in enumerate(names) if name.endswith(":final")]
     how: dict = {"positions": spec.positions, "neurons": spec.neurons, "seed": spec.seed}
     found = activations.moments(nets, test, across=trained[:2], checkpoint=_checkpoint(spec), **how)

@@ -19,8 +19,9 @@ import xarray as xr
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from transfusion import config, data, machine, records, schedule, store, tables
+from transfusion import config, machine, records, schedule, store, tables
 from transfusion.config import Spec
+from transfusion.images import tasks
 from transfusion.statistics import metrics
 from transfusion.tables import Labels, Results
 
@@ -241,7 +242,7 @@ def _run(
 
 def _images(knobs: Knobs, target: str, fold: int) -> config.Data:
     return config.Data(
-        name=data.resolve(target),
+        name=tasks.resolve(target),
         size=knobs.image_size,
         train=knobs.train_size,
         valid=knobs.valid_size,
@@ -268,7 +269,7 @@ def _source(knobs: Knobs, model: str) -> config.Run | str:
     model = config.STARTS_FROM.get(model, model)
     if model in knobs.weights:
         return knobs.weights[model]
-    name, drawn = data.resolve(knobs.source), knobs.source in data.SYNTHETIC
+    name, drawn = tasks.resolve(knobs.source), knobs.source in tasks.SYNTHETIC
     held_out = min(2000, max(100, (knobs.source_size or 0) // 10)) if drawn else None
     images = config.Data(
         name=name,

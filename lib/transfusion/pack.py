@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from transfusion import box, config, data, experiments, records, schedule, store, studies
+from transfusion import box, config, experiments, records, schedule, store, studies
+from transfusion.images import tasks
 
 # Operations a second, to say beforehand how long a box takes. A core with AMX
 # is `studies.CORE`, and with AVX2 alone it does a third of that.
@@ -142,7 +143,7 @@ def _files(spec: config.Spec, lossy: int | None) -> dict[str, Callable[[Path], N
     """The files that a run or comparison needs in a box, and what writes each."""
     found: dict[str, Callable[[Path], None]] = {}
     for need in [*schedule.needs(spec), spec]:
-        if isinstance(need, config.Data) and need.name not in data.SYNTHETIC:
+        if isinstance(need, config.Data) and need.name not in tasks.SYNTHETIC:
             found[box.images_file(need)] = _images(need, lossy)
         elif isinstance(need, config.Run | config.Baseline):
             if isinstance(need.init.source, str):
@@ -163,7 +164,7 @@ def _only_of_source(name: str, spec: config.Spec, pretrained: list[str]) -> bool
 
 
 def _images(spec: config.Data, lossy: int | None) -> Callable[[Path], None]:
-    whole = data.prepared_path(spec.name, spec.size)
+    whole = tasks.prepared_path(spec.name, spec.size)
     return lambda path: box.pack_images(store.read_zarr(whole), path, lossy)
 
 

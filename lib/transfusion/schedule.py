@@ -12,7 +12,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 
-from transfusion import config, costs, data, machine, records, store
+from transfusion import config, costs, machine, records, store
+from transfusion.images import tasks
 
 # Operations an image of a baseline with all its penalties: on the 18,778 malaria cells a core took
 # 10, 1.4 and, with ResNet-50's features, 80 seconds.
@@ -78,7 +79,7 @@ def _there(task: Task, precision: config.Native | None = None) -> bool:
     """Whether images are drawn or prepared, or a result is whole, a run's weights included, and in
     this precision if one is asked."""
     if isinstance(task, config.Data):
-        return task.name not in data.SYNTHETIC or data.drawn_path(task).exists()
+        return task.name not in tasks.SYNTHETIC or tasks.drawn_path(task).exists()
     whole = not isinstance(task, config.Run) or store.complete(task.key)
     as_asked = precision in (None, store.facts(task.key).get("precision"))
     return whole and as_asked and store.read(task.key) is not None
@@ -299,7 +300,7 @@ def cost(task: Task) -> float:
 def _perform(fields: dict, precision: config.Native | None = None) -> None:
     task = config.load(fields)
     if isinstance(task, config.Data):
-        data.load(task)
+        tasks.load(task)
         return
     from transfusion import comparison, train
 

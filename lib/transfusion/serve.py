@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from transfusion import baselines, comparison, config, data, store, train
+from transfusion import baselines, comparison, config, store, train
+from transfusion.images import tasks
 from transfusion.schedule import Task
 
 SPACE = 50_000_000  # bytes that a checkpoint of a small network and its weights take
@@ -70,7 +71,7 @@ def _perform(
     kept: dict[config.Data, Any],
 ) -> None:
     if isinstance(task, config.Data):
-        data.load(task)
+        tasks.load(task)
     elif isinstance(task, config.Comparison):
         comparison.compare(task)
     elif isinstance(task, config.Baseline):
@@ -78,7 +79,7 @@ def _perform(
     else:
         if task.data not in kept:
             kept.clear()  # one set at a time: they may be large
-            kept[task.data] = data.load(task.data)
+            kept[task.data] = tasks.load(task.data)
 
         def tell(step: int, seconds: float) -> bool:
             pipe.send(("reached", step, seconds))

@@ -23,7 +23,8 @@ import xarray as xr
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from transfusion import config, data, graphs, inits, machine, models, parallel, store
+from transfusion import config, graphs, inits, machine, models, parallel, store
+from transfusion.images import tasks
 from transfusion.statistics import metrics
 
 # Images that are scored at once; a worker that ran out of memory starts again with fewer.
@@ -161,7 +162,7 @@ def halved(state: inits.State) -> inits.State:
 
 def check(run: config.Run) -> None:
     """Raise ValueError for whatever would stop this run: model, data, init, weights."""
-    data.check(run.data)
+    tasks.check(run.data)
     with torch.device("meta"):  # shapes only
         net = models.build(run.model, outputs=_outputs(run.data))
     if run.init.name != "random" and run.init.source is None:
@@ -180,7 +181,7 @@ def check(run: config.Run) -> None:
 
 
 def _outputs(spec: config.Data) -> int:
-    return int(data.attrs(spec)["outputs"])
+    return int(tasks.attrs(spec)["outputs"])
 
 
 # --- the loop --------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ def _fit(
     checkpoint_seconds: float,
     tell: Tell | None,
 ) -> xr.Dataset:
-    images = data.load(run.data) if images is None else images
+    images = tasks.load(run.data) if images is None else images
     net, adam = prepare(network(run, trained=False), run.optim)
     before = _first_filters(net)
     progress = _resume(run, precision, net, adam)
@@ -253,8 +254,8 @@ def _train(
 
     Raises NotFinite, or Stopped where `tell` wants no more of it.
     """
-    pixels, target = _on_device(data.split_of(images, "train"))
-    valid = data.split_of(images, "valid")
+    pixels, target = _on_device(tasks.split_of(images, "train"))
+    valid = tasks.split_of(images, "valid")
     evaluate_at = _evaluation_steps(run.optim)
     loss_of, losses = LOSSES[images.attrs["task"]], []
 
@@ -464,7 +465,7 @@ def _tested(net: nn.Module, images: xr.Dataset, precision: str) -> xr.Dataset:
     read."""
 
     def said(split: str) -> np.ndarray:
-        found = logits(net, data.split_of(images, split), precision)
+        found = logits(net, tasks.split_of(images, split), precision)
         return metrics.logits(found.numpy(), images.attrs["task"])
 
     found = answers(images, said)
@@ -479,7 +480,7 @@ def answers(images: xr.Dataset, said: Callable[[str], np.ndarray]) -> xr.Dataset
     numbered in the order in which they appear: no name of theirs is kept."""
     found: dict = {}
     for split in ("valid", "test"):
-        part = data.split_of(images, split)
+        part = tasks.split_of(images, split)
         dims = (f"{split}_image", "finding")[: part["target"].ndim]
         found[f"{split}_logit"] = ((f"{split}_image", "logit"), said(split))
         found[f"{split}_target"] = (dims, part["target"].values)

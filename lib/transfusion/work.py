@@ -23,8 +23,9 @@ from typing import TextIO
 import torch
 from filelock import FileLock, Timeout
 
-from transfusion import box, config, data, machine, outbox, records, schedule, store
+from transfusion import box, config, machine, outbox, records, schedule, store
 from transfusion.crew import Crew, assign, listen, more_workers, progress
+from transfusion.images import tasks
 from transfusion.schedule import Task
 
 SAYS = 10.0  # seconds between two lines of progress
@@ -223,9 +224,9 @@ def _weights(tasks: Iterable[Task]) -> Iterator[str]:
 
 def _unpacked(spec: config.Data, place: Path) -> bool:
     """Whether images are there, those of the box unpacked; not so drawn ones, still to be drawn."""
-    if spec.name in data.SYNTHETIC:
-        return data.drawn_path(spec).exists()
-    path, packed = data.prepared_path(spec.name, spec.size), place / box.images_file(spec)
+    if spec.name in tasks.SYNTHETIC:
+        return tasks.drawn_path(spec).exists()
+    path, packed = tasks.prepared_path(spec.name, spec.size), place / box.images_file(spec)
     if not path.exists():
         store.write_zarr(box.unpack_images(packed), path)
     return True

@@ -1,30 +1,28 @@
 """Images of a task as one Dataset: image, target, patient, split; decoded once, uint8.
 
-Synthetic sets are generated. Photographs and films are read once from the form in which people
-download them (`prepare`, module `ingest`), and are from then on called `name@digest`, the digest
-being that of their content.
+Drawn sets are made from a seed. Photographs and films are read once from the form in which people
+download them (`ingest`), and are from then on called `name@digest`, the digest being that of
+their content.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 from filelock import FileLock
-from numpy.typing import ArrayLike
 
-from transfusion import config, store, synthetic
+from transfusion import config, store
+from transfusion.images import folds
+from transfusion.images.drawn import canvas, films, objects, retinas
 
-SPLITS = ("train", "valid", "test")
 FOLD = 1000  # seeds between two folds of a drawn set: more than anybody repeats
 SYNTHETIC: dict[str, tuple[Callable, dict]] = {
-    "fundus": (synthetic.fundus, {"task": "grades", "outputs": 5, "positive_from": 2}),
-    "cxr": (synthetic.cxr, {"task": "findings", "outputs": 5, "names": list(synthetic.FINDINGS)}),
-    "objects": (synthetic.objects, {"task": "classes", "outputs": synthetic.CLASSES}),
+    "fundus": (retinas.fundus, {"task": "grades", "outputs": 5, "positive_from": 2}),
+    "cxr": (films.cxr, {"task": "findings", "outputs": 5, "names": list(films.FINDINGS)}),
+    "objects": (objects.objects, {"task": "classes", "outputs": objects.CLASSES}),
 }
 
 
@@ -40,7 +38,9 @@ def load(spec: config.Data) -> xr.Dataset:
     check(spec)
     if spec.name in SYNTHETIC:
         return _cached(drawn_path(spec), lambda: _generate(spec))
-    return _subset(_dealt(store.read_zarr(prepared_path(spec.name, spec.size)), spec), spec)
+    return folds.subset(
+        folds.dealt(store.read_zarr(prepared_path(spec.name, spec.size)), spec), spec
+    )
 
 
 def attrs(spec: config.Data) -> dict:
@@ -59,7 +59,7 @@ def attrs(spec: config.Data) -> dict:
 def check(spec: config.Data) -> None:
     """Raise ValueError if a task cannot be loaded, without loading it."""
     if spec.name in SYNTHETIC:
-        low, high = synthetic.SIZES
+        low, high = canvas.SIZES
         if None in (spec.train, spec.valid, spec.test):
             raise ValueError(f"{spec.name} is synthetic: give its train, valid and test sizes")
         if not low <= spec.size <= high:
@@ -74,23 +74,6 @@ def check(spec: config.Data) -> None:
 
 def split_of(dataset: xr.Dataset, split: str) -> xr.Dataset:
     return dataset.isel(image=np.flatnonzero(dataset["split"].values == split))
-
-
-def prepare(name: str, *, size: int, n: int | None = None, seed: int = 0, **options) -> xr.Dataset:
-    """Images by name: a synthetic set of `n`, or a collection (options of `ingest.ingest`).
-
-    The public door: `prepare("fundus", size=64, n=2000)`, `prepare("eyepacs", size=64,
-    folder=DIR)`. Splits of a synthetic set are 60, 15 and 25 %.
-    """
-    from transfusion import ingest
-
-    if name in SYNTHETIC:
-        if not n or n < 20:
-            raise ValueError(f"a synthetic set needs n >= 20 images, got n={n}")
-        valid, test = 3 * n // 20, n // 4
-        counts = dict(train=n - valid - test, valid=valid, test=test)
-        return load(config.Data(name=name, size=size, seed=seed, **counts))
-    return store.read_zarr(prepared_path(ingest.ingest(name, size=size, **options), size))
 
 
 def examples(name: str, *, size: int, columns: int, seed: int = 0) -> np.ndarray:
@@ -150,7 +133,7 @@ def _generate(spec: config.Data) -> xr.Dataset:
     """Splits come from seeds of their own, so the test images stay when the others change."""
     make, attrs = SYNTHETIC[spec.name]
     parts = []
-    for number, split in enumerate(SPLITS):
+    for number, split in enumerate(folds.SPLITS):
         seed = 3 * (spec.seed + FOLD * spec.fold) + number
         image, target, patient = make(getattr(spec, split), spec.size, seed)
         parts.append(dataset(image, target, patient, np.full(len(image), split), attrs))
@@ -169,65 +152,3 @@ def dataset(image, target, patient, split, attrs) -> xr.Dataset:
     # A variable named like its dimension would become an index of pixels.
     variables["pixels"] = variables.pop("image")
     return xr.Dataset(variables, attrs=attrs)
-
-
-def _dealt(dataset: xr.Dataset, spec: config.Data) -> xr.Dataset:
-    """A prepared set split by folds, where these are asked for, in place of its own splits."""
-    if spec.folds is None:
-        return dataset
-    fold = deal(dataset["target"].values, dataset["patient"].values, spec.folds, spec.folds_seed)
-    split = np.full(len(fold), "train", object)
-    split[fold == (spec.fold + 1) % spec.folds] = "valid"
-    split[fold == spec.fold] = "test"
-    return dataset.assign(split=("image", split.astype(str)))
-
-
-def deal(target: np.ndarray, patient: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """The fold (image,) of each image: patients stay together, and the labels, or of findings how
-    many an image has, are as evenly spread as that allows.
-
-    Raises ValueError where a fold would lack a patient, or one of two answers.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold  # loads for a second
-
-    label = target if target.ndim == 1 else (target > 0).sum(1)
-    patients = len(np.unique(patient))
-    if patients < folds or len(np.unique(label)) < 2:
-        raise ValueError(f"{folds} folds need as many patients and two labels, got {patients}")
-    dealer = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    found = np.empty(len(label), int)
-    with warnings.catch_warnings():  # a rare label may be in fewer folds than there are
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        for number, (_, rows) in enumerate(dealer.split(label, label, patient)):
-            found[rows] = number
-    counts = [len(np.unique(label[found == number])) for number in range(folds)]
-    if min(counts) < 2:
-        raise ValueError(f"fold {int(np.argmin(counts))} of {folds} has images of one label alone")
-    return found
-
-
-def _subset(dataset: xr.Dataset, spec: config.Data) -> xr.Dataset:
-    """`train`, `valid`, `test` images of a prepared set, at random: fewer lie within more."""
-    check_patients(dataset["patient"], dataset["split"])
-    if spec.train is spec.valid is spec.test is None:
-        return dataset  # a copy of all pixels saved
-    keep = [_take(dataset, split, getattr(spec, split), spec.seed) for split in SPLITS]
-    return dataset.isel(image=np.sort(np.concatenate(keep)))
-
-
-def _take(dataset: xr.Dataset, split: str, count: int | None, seed: int) -> np.ndarray:
-    rows = np.flatnonzero(dataset["split"].values == split)
-    if count is None:
-        return rows
-    if count > len(rows):
-        raise ValueError(f"{split}={count} asked for, {dataset.attrs['name']} has {len(rows)}")
-    return np.random.default_rng([seed, SPLITS.index(split)]).permutation(rows)[:count]
-
-
-def check_patients(patient: ArrayLike, split: ArrayLike) -> None:
-    """Raise ValueError, naming some, if patients (image,) are in more than one split (image,)."""
-    frame = pd.DataFrame({"patient": np.asarray(patient), "split": np.asarray(split)})
-    splits = frame.groupby("patient")["split"].nunique()
-    if (splits > 1).any():
-        shared = ", ".join(map(str, splits.index[splits > 1][:5]))
-        raise ValueError(f"patients in more than one split: {shared} (split by patient)")

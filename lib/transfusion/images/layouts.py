@@ -1,32 +1,23 @@
-"""From what people download to one prepared store: read, checked, decoded once, pinned by content.
+"""How images and their labels lie in what people download: a function a layout.
 
-A layout is a function that reads one kind of folder or file into a Collection. What follows is the
-same for all: patients in one split only, a digest of the content, RGB, resized, written. To add a
-layout, write such a function and enter it in LAYOUTS; its keywords are the options it takes.
+To add one, write a function that reads one kind of folder or file into a Collection, and enter it
+in LAYOUTS; its keywords are the options it takes. Nothing is decoded here.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
-import xarray as xr
-from PIL import Image, ImageOps
-from tqdm import tqdm
 
-from transfusion import config, data, store
+from transfusion import config
+from transfusion.images import folds
 
 FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion")
 CHEXPERT = (*FINDINGS[:4], "Pleural Effusion")  # the same five
@@ -35,10 +26,6 @@ NIH = (*FINDINGS, "Emphysema", "Fibrosis", "Hernia", "Infiltration", "Mass", "No
 UNCERTAIN = {"zeros": 0, "ones": 1, "ignore": -1}
 RATED = {"retinamnist": {"outputs": 5, "positive_from": 2}}  # grades among the MedMNIST sets
 PHOTOGRAPHS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-STRETCH = 64  # images a thread takes at a time
-
-TOO_DEEP = "more than 8 bits a channel"
-
 SPELT = {"val": "valid", "validation": "valid"}
 # Where each split ends, as a share of the patients in random order.
 ENDS = {"train": 0.7, "valid": 0.8, "test": 1.0}
@@ -53,91 +40,6 @@ class Collection:
     images: Sequence[Path | np.ndarray]  # a file, its bytes (1-D), or pixels (y, x[, channel])
     attrs: dict[str, Any]  # task, outputs and what else the Dataset says of itself
     policy: str = ""  # a choice that the digest must cover, because targets alone may not show it
-
-
-def ingest(
-    name: str,
-    *,
-    size: int,
-    folder: str | Path | None = None,
-    layout: str | None = None,
-    labels: str | Path | None = None,
-    target: Sequence[str] | None = None,
-    patient: str | None = None,
-    images: str | None = None,
-    uncertain: str | None = None,
-    tolerance: float = 0.01,
-    seed: int = 0,
-) -> str:
-    """Check, decode and resize a collection once; returns its full name `name@digest`.
-
-    `folder` is where it lies: a folder, or the npz file of a MedMNIST set, which alone may be None
-    (downloaded). `layout` is one of LAYOUTS, by default the one that the name or the place stands
-    for. `labels` is another table, `target` its label columns, `patient` its patient column,
-    `images` the subfolder of the images, `uncertain` one of UNCERTAIN (CheXpert). `size` in pixels.
-    Raises ValueError or FileNotFoundError naming what is wrong: the folder, the table, a missing
-    column, a label out of range, an option that the layout lacks, patients in two splits, or more
-    than the share `tolerance` of images that are missing, truncated or no images (fewer are left
-    out and listed in the attrs).
-    """
-    _check_request(name, size)
-    place = Path(folder) if folder else _download(name, size)
-    usual = _usual_layout(name, place, labels)
-    options = dict(labels=labels, target=target, patient=patient, images=images)
-    found = _read(layout or usual, place, name, seed, options | {"uncertain": uncertain})
-    _check(found, place)
-    problems = _missing(found, tolerance)
-    # A layout that is not the usual one may read other tasks from the same bytes.
-    marks = found.policy + (layout if layout and layout != usual else "")
-    full = f"{name}@{_digest(found, marks, problems)}"
-    path = data.prepared_path(full, size)
-    if not path.exists():
-        store.write_zarr(_decoded(found, full, size, tolerance, problems), path)
-    return full
-
-
-def _check_request(name: str, size: int) -> None:
-    config.Data(name=name, size=size)  # raises where training could not ask for it
-    if name in data.SYNTHETIC:
-        raise ValueError(f"{name!r} names drawn images; give yours another name")
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise ValueError(f"name {name!r}: expected letters, digits, '_', '.' and '-'")
-
-
-def _usual_layout(name: str, place: Path, labels: str | Path | None) -> str:
-    """The layout that a name stands for, or else what lies there."""
-    if name in LAYOUTS:
-        return name
-    if name.endswith("mnist") or place.suffix == ".npz":
-        return "medmnist"
-    if (place / "train.npz").is_file():
-        return "jpegs"
-    tables = labels or any(place.glob("*.csv"))
-    folders = place.is_dir() and any(path.is_dir() for path in place.iterdir())
-    return "imagefolder" if folders and not tables else "folder"
-
-
-def _read(layout: str, place: Path, name: str, seed: int, options: dict) -> Collection:
-    """What the layout finds; an option that it does not take is an error."""
-    reader = LAYOUTS[config.one_of(layout, LAYOUTS, "layout")]
-    takes = signature(reader).parameters
-    given = {option: value for option, value in options.items() if value is not None}
-    foreign = [option for option in given if option not in takes]
-    if foreign:
-        possible = ", ".join(option for option in options if option in takes) or "none"
-        raise ValueError(f"layout {layout!r} takes no {', '.join(foreign)}; it takes: {possible}")
-    always = {"name": name, "seed": seed}
-    return reader(place, **{k: v for k, v in (always | given).items() if k in takes})
-
-
-def _check(found: Collection, place: Path) -> None:
-    splits = found.table["split"]
-    unknown, empty = set(splits) - set(data.SPLITS), set(data.SPLITS) - set(splits)
-    if unknown:
-        raise ValueError(f"{place}: splits {sorted(unknown)}; possible: {', '.join(data.SPLITS)}")
-    if empty:
-        raise ValueError(f"{place}: no image of split {', '.join(sorted(empty))}")
-    data.check_patients(found.table.iloc[:, -2], splits)
 
 
 # --- layouts: a table and files --------------------------------------------------------------
@@ -239,7 +141,7 @@ def _one_hot(column: pd.Series, target: Sequence[str], path: Path) -> dict[str, 
 def _nih_splits(table: pd.DataFrame, test_list: Path, seed: int) -> np.ndarray:
     if test_list.is_file():
         test = table["image"].isin(test_list.read_text().split())
-        rest = _divided(table["patient"][~test], seed, {"train": 0.875, "valid": 1.0})
+        rest = divided(table["patient"][~test], seed, {"train": 0.875, "valid": 1.0})
         splits = np.full(len(table), "test", object)
         splits[~test] = rest
         return splits
@@ -338,10 +240,10 @@ def _splits(table: pd.DataFrame, patient: str, seed: int) -> np.ndarray:
     """The table's own, or 70, 10 and 20 % of its patients."""
     if "split" in table:
         return table["split"].replace(SPELT).to_numpy()
-    return _divided(table[patient], seed, ENDS)
+    return divided(table[patient], seed, ENDS)
 
 
-def _divided(patients: pd.Series, seed: int, ends: dict[str, float]) -> np.ndarray:
+def divided(patients: pd.Series, seed: int, ends: dict[str, float]) -> np.ndarray:
     """A split for each row: patients in seeded order, cut where `ends` says."""
     names = np.random.default_rng(seed).permutation(patients.unique())
     edges = [int(end * len(names)) for end in ends.values()]
@@ -364,7 +266,7 @@ def _imagefolder(place: Path, *, seed: int) -> Collection:
     if not place.is_dir():
         raise FileNotFoundError(f"no folder {place}")
     within = {SPELT.get(p.name, p.name): p for p in place.iterdir() if p.is_dir()}
-    splits = {split: within[split] for split in data.SPLITS if split in within}
+    splits = {split: within[split] for split in folds.SPLITS if split in within}
     if "train" not in splits:
         splits = {"train": place}
     names = _classes(splits["train"])
@@ -373,8 +275,8 @@ def _imagefolder(place: Path, *, seed: int) -> Collection:
     found = [file.relative_to(place).as_posix() for file in files]
     table = _own_patients(found, {"class": label}, split)
     drawn = table["split"] == "train"
-    ends = _tenths([split for split in data.SPLITS if split not in splits])
-    table.loc[drawn, "split"] = _divided(table["patient"][drawn], seed, ends)
+    ends = _tenths([split for split in folds.SPLITS if split not in splits])
+    table.loc[drawn, "split"] = divided(table["patient"][drawn], seed, ends)
     return Collection(table, files, _class_attrs(names))
 
 
@@ -419,7 +321,7 @@ def _jpegs(place: Path, *, seed: int) -> Collection:
         found = [f"{part}/{names[label]}/{i}" for i, label in enumerate(held["label"])]
         parts.append(_own_patients(found, {"class": held["label"]}, part))
     valid = parts[1]
-    valid["split"] = _divided(valid["patient"], seed, {"valid": 0.5, "test": 1.0})
+    valid["split"] = divided(valid["patient"], seed, {"valid": 0.5, "test": 1.0})
     return Collection(pd.concat(parts, ignore_index=True), images, _class_attrs(names or []))
 
 
@@ -446,7 +348,7 @@ def _medmnist(place: Path, *, name: str) -> Collection:
     patients: each image counts as its own, and the splits are those of the file.
     """
     images, labels, parts = list[Path | np.ndarray](), [], []
-    for part, split in zip(("train", "val", "test"), data.SPLITS, strict=True):
+    for part, split in zip(("train", "val", "test"), folds.SPLITS, strict=True):
         held = _npz(place, (f"{part}_images", f"{part}_labels"))
         pixels, target = held[f"{part}_images"], held[f"{part}_labels"]
         _check_pixels(place, part, pixels, target)
@@ -484,24 +386,6 @@ def _medmnist_task(place: Path, name: str, target: np.ndarray) -> dict[str, Any]
     if rated is None and outputs > 2:
         return {"task": "classes", "outputs": outputs} | PATIENTLESS
     return {"task": "grades", **(rated or {"outputs": 2, "positive_from": 1})} | PATIENTLESS
-
-
-def _download(name: str, size: int) -> Path:
-    """The npz file of a MedMNIST set of the next size up, fetched and verified by its package."""
-    if not name.endswith("mnist"):
-        raise ValueError(f"where does {name!r} lie? Only MedMNIST sets are downloaded; give --from")
-    try:
-        import medmnist
-    except ImportError:
-        raise ValueError(
-            f"to download {name} install the package medmnist: pip install medmnist; "
-            f"or give its file: --from {name}.npz"
-        ) from None
-    about = medmnist.INFO[config.one_of(name, medmnist.INFO, "MedMNIST set")]
-    kind = getattr(medmnist, about["python_class"])
-    stored = min([s for s in kind.available_sizes if s >= size] or [max(kind.available_sizes)])
-    found = kind(split="val", download=True, size=stored)
-    return Path(found.root) / f"{name}{found.size_flag}.npz"
 
 
 def _npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -542,115 +426,3 @@ LAYOUTS: dict[str, Callable[..., Collection]] = {
     "imagefolder": _imagefolder,
     "jpegs": _jpegs,
 }
-
-
-# --- all layouts: digest, decode, resize -----------------------------------------------------
-
-
-def _missing(found: Collection, tolerance: float) -> dict[int, str]:
-    """Files that are not there, by number; too many are told before anything is read."""
-    absent = [i for i, f in enumerate(found.images) if isinstance(f, Path) and not f.is_file()]
-    problems = dict.fromkeys(absent, "No such file")
-    _judge(problems, found, tolerance)
-    return problems
-
-
-def _judge(problems: dict[int, str], found: Collection, tolerance: float) -> None:
-    if len(problems) > tolerance * len(found.images):
-        listed = [f"\n  {_called(found, i)}: {problems[i]}" for i in sorted(problems)[:10]]
-        raise ValueError(
-            f"{len(problems)} of {len(found.images)} images cannot be used, more than the "
-            f"{tolerance:.0%} allowed:{''.join(listed)}"
-        )
-
-
-def _called(found: Collection, i: int) -> str:
-    image = found.images[i]
-    return str(image if isinstance(image, Path) else found.table["image"].iloc[i])
-
-
-def _digest(found: Collection, marks: str, problems: dict[int, str]) -> str:
-    """Of all images and table rows, 12 hex digits; unreadable files join `problems`."""
-    sums = [b"missing"] * len(found.images)
-
-    def one(i: int) -> None:
-        try:
-            if i not in problems:
-                sums[i] = hashlib.sha256(_content(found.images[i])).digest()
-        except OSError as error:
-            problems[i] = error.strerror or "unreadable"
-
-    _each(one, len(sums), "read")
-    head = marks + found.table.to_csv(index=False)
-    return hashlib.sha256(head.encode() + b"".join(sums)).hexdigest()[:12]
-
-
-def _content(image: Path | np.ndarray) -> bytes:
-    return image.read_bytes() if isinstance(image, Path) else image.tobytes()
-
-
-def _decoded(
-    found: Collection, full: str, size: int, tolerance: float, problems: dict[int, str]
-) -> xr.Dataset:
-    pixels = _decode(found.images, size, problems)
-    _judge(problems, found, tolerance)
-    names = found.table["image"].to_numpy()
-    skipped = [f"{names[i]}: {problems[i]}" for i in sorted(problems)]
-    keep = np.array([i not in problems for i in range(len(pixels))])
-    table = found.table[keep]
-    target = table.iloc[:, 1:-2].to_numpy(np.int16)
-    return data.dataset(
-        pixels[keep] if problems else pixels,
-        target if found.attrs["task"] == "findings" else target[:, 0],
-        table.iloc[:, -2],
-        table["split"],
-        {"name": full, "skipped": skipped, **found.attrs},
-    )
-
-
-def _decode(images: Sequence[Path | np.ndarray], size: int, problems: dict[int, str]) -> np.ndarray:
-    """RGB pixels (image, 3, size, size) uint8; what cannot be decoded joins `problems`."""
-    pixels = np.zeros((len(images), 3, size, size), np.uint8)
-
-    def one(i: int) -> None:
-        try:
-            if i not in problems:
-                with _open(images[i]) as image:
-                    pixels[i] = _square(image, size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            deep = str(error) == TOO_DEEP
-            problems[i] = TOO_DEEP if deep else "truncated or not an image"
-
-    _each(one, len(images), "decode")
-    return pixels
-
-
-def _open(image: Path | np.ndarray) -> Image.Image:
-    if isinstance(image, Path):
-        return Image.open(image)
-    return Image.open(io.BytesIO(image.tobytes())) if image.ndim == 1 else Image.fromarray(image)
-
-
-def _square(image: Image.Image, size: int) -> np.ndarray:
-    """Resized with antialiasing and padded, not cropped: a sign at the rim must not be lost."""
-    if image.mode[0] in "IF":  # Pillow would cut what is above 255 off
-        raise ValueError(TOO_DEEP)
-    square = ImageOps.pad(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-    return np.asarray(square).transpose(2, 0, 1)
-
-
-def _each(work: Callable[[int], None], count: int, what: str) -> None:
-    """`work` on every number below `count`, in threads: reading and decoding leave the GIL."""
-
-    def stretch(start: int) -> int:
-        numbers = range(start, min(start + STRETCH, count))
-        for i in numbers:
-            work(i)
-        return len(numbers)
-
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=count, desc=what, unit="image", disable=None) as bar,
-    ):
-        for done in pool.map(stretch, range(0, count, STRETCH)):
-            bar.update(done)
