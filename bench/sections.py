@@ -33,7 +33,6 @@ from transfusion import (
     config,
     experiments,
     machine,
-    models,
     schedule,
     similarity,
     simulation,
@@ -42,6 +41,7 @@ from transfusion import (
     train,
 )
 from transfusion.images import ingest, tasks
+from transfusion.networks import models
 from transfusion.statistics import intervals, metrics
 
 from bench import reference

@@ -6,8 +6,9 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from transfusion import activations, models, similarity, store
+from transfusion import activations, similarity, store
 from transfusion.images import ingest
+from transfusion.networks import models
 
 from .conftest import ROOT
 

@@ -224,7 +224,7 @@ def test_a_finding_of_one_label_or_none_says_nothing_of_any_image(rng):
 @pytest.mark.parametrize("name", ["fundus", "cxr", "objects"])
 def test_a_baseline_is_scored_as_a_run(cache, name):
     spec = baseline(images=replace(DRAWN, name=name))
-    found = baselines.fit(spec)
+    found = baselines.compute(spec)
     outputs = tasks.attrs(spec.data)["outputs"]
     assert found.test_score.shape == (40, outputs) and 0 <= found.test_auc <= 1
     assert found.valid_logit.shape == (60, outputs - (name != "cxr"))
@@ -236,14 +236,14 @@ def test_a_baseline_is_scored_as_a_run(cache, name):
 @pytest.mark.parametrize("features", ["statistics", "thumbnail", "frozen"])
 def test_same_key_same_bits_and_the_second_time_it_is_read(cache, monkeypatch, tmp_path, features):
     spec = baseline(features, model="cbr_tiny" if features == "frozen" else None)
-    first = baselines.fit(spec)
+    first = baselines.compute(spec)
     with monkeypatch.context() as patch:
         patch.setattr(baselines, "_fit", None)
-        xr.testing.assert_identical(baselines.fit(spec), first)
+        xr.testing.assert_identical(baselines.compute(spec), first)
     monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path / "other"))
     torch.manual_seed(99)
     np.random.seed(99)
-    xr.testing.assert_equal(baselines.fit(spec), first)
+    xr.testing.assert_equal(baselines.compute(spec), first)
 
 
 @pytest.mark.parametrize("features", ["statistics", "thumbnail", "frozen"])
@@ -252,11 +252,11 @@ def test_no_test_image_reaches_a_baseline(cache, photographs, monkeypatch, tmp_p
     name = ingest.prepare("mine", size=32, folder=photographs).attrs["name"]
     images = config.Data(name=name, size=32)
     spec = baseline(features, images, model="cbr_tiny" if features == "frozen" else None)
-    honest = baselines.fit(spec)
+    honest = baselines.compute(spec)
     shutil.copytree(cache / "datasets", tmp_path / "other/datasets")
     monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path / "other"))
     poison(name, 32)
-    found = baselines.fit(spec)
+    found = baselines.compute(spec)
     assert found.attrs["strength"] == honest.attrs["strength"]
     xr.testing.assert_equal(found.valid_logit, honest.valid_logit)
     assert (found.test_logit != honest.test_logit).any("logit").all()
@@ -334,7 +334,7 @@ def test_baselines_are_computed_recorded_and_come_back(cache):
     for spec in specs:
         told = facts[spec.key]
         assert told["kind"] == "Baseline" and config.load(told["spec"]) == spec
-        xr.testing.assert_equal(experiments.result("made_up", spec), baselines.fit(spec))
+        xr.testing.assert_equal(experiments.result("made_up", spec), baselines.compute(spec))
         assert store.weights_path(spec.key) is None
         assert not records.leaves_precision(spec)
     run = experiments.runs("performance", **knobs)[0]

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transfusion import config, models, train
+from transfusion import config, train
+from transfusion.networks import models
 
 from bench import __main__, reference, report, sections, timing
 

@@ -3,8 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transfusion import comparison, config, models, store, train
+from transfusion import comparison, config, store, train
 from transfusion.images import ingest
+from transfusion.networks import models
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
-from transfusion import config, graphs, models, train
+from transfusion import config, graphs, train
+from transfusion.networks import models
 
 ON_GPU = SimpleNamespace(is_cuda=True)
 

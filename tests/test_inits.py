@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torchvision.models.resnet import BasicBlock, ResNet
-from transfusion import config, filters, inits, models, others, store
+from transfusion import config, store
+from transfusion.networks import gabors, inits, models, others, weights
 
 # What each init makes of convolutions, batch norm's scale and shift, and its statistics.
 MADE_OF = {
@@ -188,7 +189,7 @@ def test_gabors_have_the_pretrained_filters_mean_and_deviation(model):
     assert torch.equal(weight, weight[:, :1].expand_as(weight))
     distance = torch.cdist(weight.flatten(1), weight.flatten(1)).fill_diagonal_(torch.inf)
     assert distance.min() > 0.1 * weight[0].norm()
-    fits = filters.gabor_fit(weight.numpy()) > filters.gabor_level(weight.shape[-1])
+    fits = gabors.gabor_fit(weight.numpy()) > gabors.gabor_level(weight.shape[-1])
     assert fits.mean() > 0.95
 
 
@@ -248,7 +249,7 @@ def test_weights_that_do_not_fit_are_listed(fresh, source):
     wrong["layer1.0.conv1.weight"] = torch.zeros(8, 64, 5, 5)
     wrong["surplus.weight"] = torch.zeros(1)
     with pytest.raises(ValueError, match="in 3 tensors") as error:
-        inits.fit_source(fresh, wrong)
+        weights.fit_source(fresh, wrong)
     for part in (
         "missing: conv1.weight",
         "not in the network: surplus.weight",
@@ -293,27 +294,27 @@ def test_weights_from_files(cache, tmp_path, suffix):
         ".safetensors": lambda: save_file(halves, path),
         ".npz": lambda: np.savez(path, **{n: t.numpy() for n, t in halves.items()}),
     }[suffix]()
-    name = inits.import_weights("cbr_tiny", path)
-    kept = inits.named_weights(name)
+    name = weights.import_weights("cbr_tiny", path)
+    kept = weights.named_weights(name)
     assert torch.equal(kept["block1.0.weight"], halves["block1.0.weight"].float())
     assert "head.weight" not in kept
-    assert name == inits.import_weights("cbr_tiny", path)
+    assert name == weights.import_weights("cbr_tiny", path)
 
 
 def test_weights_that_cannot_be_read(cache, tmp_path):
     source = models.build("cbr_tiny", outputs=9).state_dict()
     with pytest.raises(FileNotFoundError, match="no weights at"):
-        inits.read_weights(tmp_path / "none.pth")
+        weights.read_weights(tmp_path / "none.pth")
     (tmp_path / "a.bin").write_bytes(b"x")
     with pytest.raises(ValueError, match="unknown weights format '.bin'"):
-        inits.read_weights(tmp_path / "a.bin")
+        weights.read_weights(tmp_path / "a.bin")
     (tmp_path / "a.npz").write_bytes(b"not a zip")
     with pytest.raises(ValueError, match="not a readable .npz"):
-        inits.read_weights(tmp_path / "a.npz")
+        weights.read_weights(tmp_path / "a.npz")
     with pytest.raises(ValueError, match="there: none. Import them"):
-        inits.named_weights("imagenet@000000000000")
+        weights.named_weights("imagenet@000000000000")
     save_file({n: t.contiguous() for n, t in source.items()}, tmp_path / "a.safetensors")
-    name = inits.import_weights("cbr_tiny", tmp_path / "a.safetensors")
+    name = weights.import_weights("cbr_tiny", tmp_path / "a.safetensors")
     store.weights_file(name).write_bytes(b"cut")
     with pytest.raises(store.Damaged, match="import it again"):
-        inits.named_weights(name)
+        weights.named_weights(name)

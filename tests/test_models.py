@@ -1,6 +1,7 @@
 import pytest
 import torch
-from transfusion import activations, models
+from transfusion import activations
+from transfusion.networks import models
 
 from bench import reference
 

@@ -4,8 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-from transfusion import config, costs, experiments, models, schedule, store, studies, tables, train
+from transfusion import config, experiments, schedule, store, studies, tables, train
 from transfusion.images import ingest, tasks
+from transfusion.networks import costs, models
 from transfusion.statistics import metrics
 
 from .conftest import KNOBS, collect

@@ -15,8 +15,9 @@ import torch
 import xarray as xr
 from safetensors.torch import load_file
 from scipy import stats
-from transfusion import config, models, store, train
+from transfusion import config, store, train
 from transfusion.images import ingest, tasks
+from transfusion.networks import models
 from transfusion.statistics import metrics
 
 from bench import reference

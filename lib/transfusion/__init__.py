@@ -6,6 +6,8 @@ __version__ = "0.1.0"
 PUBLIC = {
     **dict.fromkeys(["Comparison", "Data", "Init", "Optim", "Run"], "config"),
     "data": "images",
+    "inits": "networks.inits",
+    "models": "networks.models",
 }
 __all__ = [
     "Comparison", "Data", "Init", "Optim", "Run",

@@ -16,7 +16,8 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from transfusion import config, models, similarity, store, train
+from transfusion import config, similarity, store, train
+from transfusion.networks import models
 
 BATCH = 128  # images
 CHECKPOINT_SECONDS = 60.0

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
-from transfusion import activations, comparison, config, models, store, train
+from transfusion import activations, comparison, config, store, train
 from transfusion.images import folds, tasks
+from transfusion.networks import models
 from transfusion.statistics import metrics
 
 # Strengths of the penalty, as scikit-learn's C, among which validation images choose: from one
@@ -24,7 +25,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 THUMBNAIL = 8  # pixels, square
 
 
-def fit(spec: config.Baseline) -> xr.Dataset:
+def compute(spec: config.Baseline) -> xr.Dataset:
     """The scores of a baseline: read from the cache, or computed.
 
     Returns a Dataset as `train.fit` does, without a curve: valid_logit, test_logit, targets and

@@ -283,7 +283,7 @@ def _data(arguments: argparse.Namespace) -> None:
 
 
 def _weights(arguments: argparse.Namespace) -> None:
-    from transfusion import inits
+    from transfusion.networks import weights
 
-    name = inits.import_weights(arguments.model, arguments.path, arguments.name)
+    name = weights.import_weights(arguments.model, arguments.path, arguments.name)
     print(f"weights: {{{arguments.model}: {name}}}")

@@ -11,8 +11,9 @@ import torch
 import xarray as xr
 from torch import nn
 
-from transfusion import activations, config, models, similarity, store, train
+from transfusion import activations, config, similarity, store, train
 from transfusion.images import tasks
+from transfusion.networks import models
 
 CALIBRATION = 512  # training images
 

@@ -338,7 +338,7 @@ def collect(chapter: str, **parameters) -> xr.Dataset:
 def _tables() -> str:
     """A digest of the code that makes collected results of records."""
     digest = hashlib.sha256()
-    for name in ("tables.py", "statistics/metrics.py", "filters.py"):
+    for name in ("tables.py", "statistics/metrics.py", "networks/gabors.py"):
         digest.update((store.LIBRARY / name).read_bytes())
     return digest.hexdigest()[:12]
 

@@ -12,8 +12,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 
-from transfusion import config, costs, machine, records, store
+from transfusion import config, machine, records, store
 from transfusion.images import tasks
+from transfusion.networks import costs
 
 # Operations an image of a baseline with all its penalties: on the 18,778 malaria cells a core took
 # 10, 1.4 and, with ResNet-50's features, 80 seconds.
@@ -309,6 +310,6 @@ def _perform(fields: dict, precision: config.Native | None = None) -> None:
     elif isinstance(task, config.Baseline):
         from transfusion import baselines
 
-        baselines.fit(task)
+        baselines.compute(task)
     else:
         train.fit(task, precision=precision)

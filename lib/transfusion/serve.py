@@ -75,7 +75,7 @@ def _perform(
     elif isinstance(task, config.Comparison):
         comparison.compare(task)
     elif isinstance(task, config.Baseline):
-        baselines.fit(task)
+        baselines.compute(task)
     else:
         if task.data not in kept:
             kept.clear()  # one set at a time: they may be large

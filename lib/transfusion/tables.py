@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from transfusion import config, costs, filters
+from transfusion import config
+from transfusion.networks import costs, gabors
 from transfusion.statistics import metrics
 
 Labels = dict[str, str | int | float]
@@ -182,16 +183,16 @@ def filter_table(results: Results) -> xr.Dataset:
 
 
 def _filters(states: tuple[np.ndarray, np.ndarray]) -> xr.Dataset:
-    fits = np.stack([filters.gabor_fit(weights) for weights in states])
+    fits = np.stack([gabors.gabor_fit(weights) for weights in states])
     grey = np.stack([weights.mean(1) for weights in states]).astype(np.float32)
     count, size = grey.shape[1:3]
     coords: dict = {"state": ["initial", "final"], "filter": range(count)}
     coords |= {"y": range(size), "x": range(size)}
     parts: dict = {
-        "moved": ("filter", filters.moved(*states)),
+        "moved": ("filter", gabors.moved(*states)),
         "gabor": (("state", "filter"), fits),
     }
-    parts |= {"gabor_level": filters.gabor_level(size)}
+    parts |= {"gabor_level": gabors.gabor_level(size)}
     return xr.Dataset(parts | {"grey": (("state", "filter", "y", "x"), grey)}, coords)
 
 

@@ -23,8 +23,9 @@ import xarray as xr
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from transfusion import config, graphs, inits, machine, models, parallel, store
+from transfusion import config, graphs, machine, parallel, store
 from transfusion.images import tasks
+from transfusion.networks import inits, models, weights
 from transfusion.statistics import metrics
 
 # Images that are scored at once; a worker that ran out of memory starts again with fewer.
@@ -142,11 +143,11 @@ def network(run: config.Run, *, trained: bool) -> nn.Module:
     return net
 
 
-def source_state(init: config.Init) -> inits.State | None:
+def source_state(init: config.Init) -> weights.State | None:
     """The pretrained weights an init starts from: named ones, or those of a run trained here, in
     half precision: so they travel, and a run starts from the same bits wherever it is computed."""
     if init.source is None or isinstance(init.source, str):
-        return inits.named_weights(init.source) if init.source else None
+        return weights.named_weights(init.source) if init.source else None
     failed = fit(init.source).attrs["status"] != "done"
     path = store.weights_path(init.source.key)
     if failed or path is None:
@@ -154,7 +155,7 @@ def source_state(init: config.Init) -> inits.State | None:
     return halved(load_file(path))
 
 
-def halved(state: inits.State) -> inits.State:
+def halved(state: weights.State) -> weights.State:
     """Weights rounded to half precision, still float32; batch norm and biases as they are, for
     they weigh nothing and a variance may be beyond half precision's range."""
     return {name: t.half().float() if t.dim() > 1 else t for name, t in state.items()}
@@ -169,7 +170,7 @@ def check(run: config.Run) -> None:
         raise ValueError(f"init {run.init.name!r} needs a source")
     wanted = inits.needed(run.init.name, net)  # raises for an unknown block
     if isinstance(run.init.source, str):
-        inits.fit_source(net, inits.named_weights(run.init.source), wanted)
+        weights.fit_source(net, weights.named_weights(run.init.source), wanted)
     elif run.init.source is not None:
         expected = config.STARTS_FROM.get(run.model, run.model)
         if run.init.source.model != expected:
@@ -177,7 +178,7 @@ def check(run: config.Run) -> None:
         check(run.init.source)
         with torch.device("meta"):
             source = models.build(expected, outputs=_outputs(run.init.source.data))
-        inits.fit_source(net, source.state_dict(), wanted)
+        weights.fit_source(net, source.state_dict(), wanted)
 
 
 def _outputs(spec: config.Data) -> int:

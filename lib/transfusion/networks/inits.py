@@ -8,23 +8,21 @@ convolutions, batch norm at (1, 0).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import nn
 
-from transfusion import config, filters, models, store
+from transfusion import config
+from transfusion.networks import gabors, models, weights
 
-State = dict[str, Tensor]
 Record = dict[str, str]
-Start = Callable[[nn.Module, State, torch.Generator], Record]
+Start = Callable[[nn.Module, weights.State, torch.Generator], Record]
 
 
-def apply(name: str, net: nn.Module, *, source: State | None = None, seed: int = 0) -> Record:
+def apply(
+    name: str, net: nn.Module, *, source: weights.State | None = None, seed: int = 0
+) -> Record:
     """Initialise `net` in place by name, `transfer` or `transfusion:block2`.
 
     Returns what became of each tensor. Raises ValueError for an unknown name or block, a missing
@@ -40,7 +38,9 @@ def apply(name: str, net: nn.Module, *, source: State | None = None, seed: int =
     if start == "frozen":
         models.freeze(net, models.upto(net, block))
     with torch.no_grad():
-        return record | INITS[start](net, fit_source(net, source, needed(name, net)), generator)
+        return record | INITS[start](
+            net, weights.fit_source(net, source, needed(name, net)), generator
+        )
 
 
 def needed(name: str, net: nn.Module) -> set[str]:
@@ -69,7 +69,7 @@ def needed(name: str, net: nn.Module) -> set[str]:
 # --- what starts from every pretrained tensor ------------------------------------------------
 
 
-def transfer(net: nn.Module, source: State, generator: torch.Generator) -> Record:
+def transfer(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
     """Every pretrained tensor, batch-norm statistics included; a new classifier (section 3).
 
     `frozen:block` is the same, but the blocks up to that one are not trained; of the last block
@@ -81,7 +81,7 @@ def transfer(net: nn.Module, source: State, generator: torch.Generator) -> Recor
 # --- what keeps moments alone ----------------------------------------------------------------
 
 
-def mean_var(net: nn.Module, source: State, generator: torch.Generator) -> Record:
+def mean_var(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
     """Mean Var (section 5): i.i.d. normal weights with each pretrained tensor's mean and deviation.
 
     Scale is kept, features are destroyed. Convolution and linear weights and biases are redrawn, of
@@ -91,12 +91,14 @@ def mean_var(net: nn.Module, source: State, generator: torch.Generator) -> Recor
     return _redraw(net, source, generator, [n for n in _weight_names(net) if n in source])
 
 
-def mean_var_bn_copied(net: nn.Module, source: State, generator: torch.Generator) -> Record:
+def mean_var_bn_copied(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
     """Mean Var with the pretrained batch norm: scale, shift and statistics (control, E14)."""
     return mean_var(net, source, generator) | batch_norm(net, source, generator)
 
 
-def mean_var_bn_redrawn(net: nn.Module, source: State, generator: torch.Generator) -> Record:
+def mean_var_bn_redrawn(
+    net: nn.Module, source: weights.State, generator: torch.Generator
+) -> Record:
     """Mean Var that redraws batch norm's scale and shift too (control, E14).
 
     Statistics stay those of no data: a redrawn variance could be negative.
@@ -104,7 +106,7 @@ def mean_var_bn_redrawn(net: nn.Module, source: State, generator: torch.Generato
     return _redraw(net, source, generator, list(source))
 
 
-def permuted(net: nn.Module, source: State, generator: torch.Generator) -> Record:
+def permuted(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
     """Each tensor of pretrained weights in random order: all its moments, no feature (E14)."""
     state = net.state_dict()
     names = [name for name in _weight_names(net) if name in source]
@@ -114,7 +116,7 @@ def permuted(net: nn.Module, source: State, generator: torch.Generator) -> Recor
     return dict.fromkeys(names, "redrawn")
 
 
-def scale_matched(net: nn.Module, source: State, generator: torch.Generator) -> Record:
+def scale_matched(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
     """The random weights as built, each tensor scaled to the pretrained deviation (E14).
 
     Beside Mean Var it tells the part of the scale from that of the mean. A bias that is built as
@@ -127,7 +129,7 @@ def scale_matched(net: nn.Module, source: State, generator: torch.Generator) -> 
     return dict.fromkeys(names, "redrawn")
 
 
-def batch_norm(net: nn.Module, source: State, generator: torch.Generator) -> Record:
+def batch_norm(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
     """Random weights under the pretrained batch norm (control, E14)."""
     weights = set(_weight_names(net))
     return _copy(net, {name: t for name, t in source.items() if name not in weights})
@@ -136,7 +138,7 @@ def batch_norm(net: nn.Module, source: State, generator: torch.Generator) -> Rec
 # --- what takes some of the blocks -----------------------------------------------------------
 
 
-def transfusion(net: nn.Module, source: State, generator: torch.Generator) -> Record:
+def transfusion(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
     """Weight transfusion (section 5.1): pretrained blocks up to one, the rest random; all train.
 
     Batch norm goes with its block, statistics included. Also `suffix:block`, from one block on, and
@@ -145,14 +147,14 @@ def transfusion(net: nn.Module, source: State, generator: torch.Generator) -> Re
     return _copy(net, source)
 
 
-def gabor(net: nn.Module, source: State, generator: torch.Generator) -> Record:
+def gabor(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
     """First convolution of synthetic Gabors (section 5.2), the rest random.
 
     The bank of `filters.gabor_bank`, grey, at the mean and deviation of the pretrained filters.
     """
     name = _weight_names(net)[0]
     weight, given = net.state_dict()[name], source[name]
-    bank = torch.from_numpy(filters.gabor_bank(len(weight), weight.shape[-1]))[:, None]
+    bank = torch.from_numpy(gabors.gabor_bank(len(weight), weight.shape[-1]))[:, None]
     bank = bank.expand(weight.shape).float()
     bank = (bank - bank.mean()) / bank.std(correction=0)
     weight.copy_(given.mean() + given.std(correction=0) * bank)
@@ -176,14 +178,16 @@ INITS: dict[str, Start] = {
 WEIGHTS_ALONE = ("mean_var", "permuted", "scale_matched")
 
 
-def _copy(net: nn.Module, source: State) -> Record:
+def _copy(net: nn.Module, source: weights.State) -> Record:
     state = net.state_dict()
     for name in source:
         state[name].copy_(source[name])
     return dict.fromkeys(source, "copied")
 
 
-def _redraw(net: nn.Module, source: State, generator: torch.Generator, names: list[str]) -> Record:
+def _redraw(
+    net: nn.Module, source: weights.State, generator: torch.Generator, names: list[str]
+) -> Record:
     state = net.state_dict()
     for name in names:
         mean, deviation = source[name].double().mean(), source[name].double().std(correction=0)
@@ -201,101 +205,3 @@ def _weight_names(net: nn.Module) -> list[str]:
         if isinstance(module, kinds)
         for name, _ in module.named_parameters(recurse=False)
     ]
-
-
-def fit_source(net: nn.Module, source: State, wanted: set[str] | None = None) -> State:
-    """The wanted tensors of a source; None: all but the classifier, and it may have no others.
-
-    Raises ValueError listing what is missing or has another shape.
-    """
-    state = net.state_dict()
-    surplus: list[str] = []
-    if wanted is None:
-        wanted = {n for n in state if not models.in_head(net, n)}
-        surplus = [n for n in source if n not in state and not models.in_head(net, n)]
-    absent = {n for n in wanted - source.keys() if not n.endswith("batches_tracked")}
-    given = sorted(wanted & source.keys())
-    problems = [f"missing: {name}" for name in sorted(absent)]
-    problems += [f"not in the network: {name}" for name in surplus]
-    problems += [
-        f"{name}: expected {tuple(state[name].shape)}, got {tuple(source[name].shape)}"
-        for name in given
-        if state[name].shape != source[name].shape
-    ]
-    if problems:
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        listed = "\n  ".join(problems[:10])
-        raise ValueError(
-            f"weights do not fit the network in {len(problems)} tensors "
-            f"(the classifier {net.head_name!r} may differ):\n  {listed}{more}"
-        )
-    return {name: source[name] for name in given}
-
-
-def import_weights(model: str, path: Path | None, name: str = "imagenet") -> str:
-    """Check and keep pretrained weights in the cache; returns their full name `name@digest`.
-
-    `path` is a local file (see `read_weights`); None downloads torchvision's default weights.
-    Raises ValueError where they do not fit the model.
-    """
-    net = models.build(model, outputs=1)
-    state = read_weights(path) if path else _download(model)
-    body = {n: tensor.contiguous() for n, tensor in fit_source(net, state).items()}
-    raw = save(body)
-    full = f"{name}@{hashlib.sha256(raw).hexdigest()[:12]}"
-    with store.atomic(store.weights_file(full)) as temporary:
-        temporary.write_bytes(raw)
-    return full
-
-
-def _download(model: str) -> State:
-    from torchvision.models import get_model_weights
-
-    weights = get_model_weights(model).DEFAULT
-    return weights.get_state_dict(check_hash=True)
-
-
-def named_weights(full: str) -> State:
-    """Weights kept by `import_weights`; raises ValueError saying how to get missing ones."""
-    path = store.weights_file(full)
-    known = sorted(p.name.removesuffix(".safetensors") for p in path.parent.glob("*.safetensors"))
-    if not path.exists():
-        raise ValueError(
-            f"no pretrained weights {full!r} in the cache; there: {', '.join(known) or 'none'}. "
-            "Import them: transfusion weights MODEL [--from FILE]"
-        )
-    store.verify_weights(path)
-    return read_weights(path)
-
-
-def read_weights(path: Path) -> State:
-    """Weights from .pth or .pt (weights only), .safetensors or .npz; float32 where floating.
-
-    Raises FileNotFoundError, or ValueError for another ending or an unreadable file.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}")
-    reader = config.one_of(path.suffix, READERS, "weights format")
-    try:
-        state = READERS[reader](path)
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable {reader} file: {error}") from error
-    return {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
-
-
-def _read_npz(path: Path) -> State:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
-def _read_torch(path: Path) -> State:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("state_dict", state)
-
-
-READERS: dict[str, Callable[[Path], State]] = {
-    ".pth": _read_torch,
-    ".pt": _read_torch,
-    ".safetensors": load_file,
-    ".npz": _read_npz,
-}

@@ -37,7 +37,7 @@ SMALL_MAP = 4  # pixels; up to here a bfloat16 convolution is faster as a produc
 
 def names() -> list[str]:
     """What `build` knows: the CBR family, the slim ResNet-50, torchvision's classifiers."""
-    from transfusion import others
+    from transfusion.networks import others
 
     return [*CBRS, *others.names()]
 
@@ -114,7 +114,9 @@ def _cbr(form: CBR, outputs: int, channels: int) -> nn.Module:
 
 
 def _other(name: str, outputs: int) -> nn.Module:
-    from transfusion import others  # torchvision, as slow to load as torch: CBR networks need none
+    from transfusion.networks import (
+        others,  # torchvision, as slow to load as torch: CBR networks need none
+    )
 
     return _named(*others.build(name, outputs))
 

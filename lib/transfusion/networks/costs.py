@@ -35,10 +35,10 @@ def _of(what: str, model: str, size: int) -> int:
 
 @cache
 def _table() -> pd.DataFrame:
-    return pd.read_csv(str(files("transfusion") / "costs.csv"))
+    return pd.read_csv(str(files("transfusion.networks") / "costs.csv"))
 
 
 def _models():
-    from transfusion import models
+    from transfusion.networks import models
 
     return models
