@@ -38,11 +38,11 @@ from transfusion import (
     simulation,
     store,
     studies,
-    train,
 )
 from transfusion.images import ingest, tasks
 from transfusion.networks import models
 from transfusion.statistics import intervals, metrics
+from transfusion.training import fit, loop
 
 from bench import reference
 from bench.timing import Row, ceilings, compare, setting, timed
@@ -90,7 +90,7 @@ def agree(model: str, size: int) -> None:
     gradients jump where rounding moves a maximum to the pixel beside it. Raises ArithmeticError.
     """
     pixels, target = _batch(size, 16)
-    ours = models.build(model, outputs=5).to(train.device()).to(memory_format=torch.channels_last)
+    ours = models.build(model, outputs=5).to(loop.device()).to(memory_format=torch.channels_last)
     for kind, allowed, apart in ((torch.float32, 3e-5, np.inf), (torch.float64, 1e-12, 1e-9)):
         images = models.normalise(pixels).to(kind)
         loss, gradient = _gradient(ours.to(kind), images, target)
@@ -115,20 +115,20 @@ def _batch(size: int, images: int = BATCH) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     pixels = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8)
     target = torch.arange(images) % 5
-    return pixels.to(train.device(), memory_format=torch.channels_last), target.to(train.device())
+    return pixels.to(loop.device(), memory_format=torch.channels_last), target.to(loop.device())
 
 
 def _steps(
     model: str, size: int, precision: str
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     pixels, target = _batch(size)
-    net, adam = train.prepare(models.build(model, outputs=5), config.Optim(steps=1))
-    plain = reference.plain(models.build(model, outputs=5)).to(train.device())
+    net, adam = loop.prepare(models.build(model, outputs=5), config.Optim(steps=1))
+    plain = reference.plain(models.build(model, outputs=5)).to(loop.device())
     optimizer, images = torch.optim.Adam(plain.parameters()), models.normalise(pixels).contiguous()
     return (
         lambda: reference.step(plain, optimizer, images, target),
-        lambda: train.update(
-            net, adam, train.augment(pixels, "mirror"), target, F.cross_entropy, precision
+        lambda: loop.update(
+            net, adam, loop.augment(pixels, "mirror"), target, F.cross_entropy, precision
         ),
     )
 
@@ -139,7 +139,7 @@ def pipeline(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     _, whole = _steps("cbr_tiny", 64, machine.precision())
 
     def ours() -> Tensor:
-        return models.normalise(train.augment(pixels[torch.randint(1000, (BATCH,))], "mirror"))
+        return models.normalise(loop.augment(pixels[torch.randint(1000, (BATCH,))], "mirror"))
 
     with _photographs(BATCH) as folder:
         loader = reference.batches(folder, 64, BATCH)
@@ -201,8 +201,8 @@ def capture(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     """Activations: to moments, against the forward pass alone; to disk, against raw files."""
     images = ingest.prepare("fundus", size=64, n=100).isel(image=slice(64))
     nets = [models.build("resnet50", outputs=5) for _ in range(2)]
-    plain = [reference.plain(net).eval().to(train.device()) for net in nets]
-    normal = models.normalise(torch.from_numpy(images["pixels"].values).to(train.device()))
+    plain = [reference.plain(net).eval().to(loop.device()) for net in nets]
+    normal = models.normalise(torch.from_numpy(images["pixels"].values).to(loop.device()))
     extractors = [activations.extractor(net) for net in nets]
 
     def forward() -> None:
@@ -388,7 +388,7 @@ def _studies(
             name = ingest.ingest("bench", size=64, folder=folder)
             optim = config.Optim(steps=steps, evaluations=1, precision=machine.precision())
             images = config.Data(name=name, size=64)
-            train.fit(config.Run(data=images, model=model, init=config.Init(), optim=optim))
+            fit.fit(config.Run(data=images, model=model, init=config.Init(), optim=optim))
 
     return plain, ours
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transfusion import machine, store, train
+from transfusion import machine, store
+from transfusion.training import loop
 
 SETTINGS = ("OPENBLAS_CORETYPE", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
@@ -63,7 +64,7 @@ def setting() -> dict:
     text = info.read_text() if info.exists() else ""
     names = [line.split(":")[1].strip() for line in text.splitlines() if "model name" in line]
     return {
-        "device": train.device_name(),
+        "device": loop.device_name(),
         "processor": names[0] if names else platform.processor(),
         "flags": [flag for flag in FLAGS if f" {flag}" in text],
         "cores": os.cpu_count(),
@@ -84,7 +85,7 @@ def _version(package: str) -> str:
 
 def ceilings() -> dict[str, float]:
     """Measured floating-point operations a second, and bytes copied a second, of one core."""
-    device = train.device()
+    device = loop.device()
     images = torch.randn(16, 256, 16, 16, device=device).to(memory_format=torch.channels_last)
     kernel = torch.randn(256, 256, 7, 7, device=device).to(memory_format=torch.channels_last)
     matrix = torch.randn(2048, 2048, device=device)
@@ -109,7 +110,7 @@ def _best(call: Callable[[], object], seconds: float = 0.3) -> float:
 
 def clock() -> float:
     """Processor time; on a GPU that of the wall, once all is done there."""
-    if train.device().type == "cpu":
+    if loop.device().type == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
     return time.perf_counter()
@@ -124,7 +125,7 @@ def timed(
         call()
         calls += 1
     taken, waited = clock() - start, time.perf_counter() - wall
-    share = (time.process_time() - cpu) / waited if train.device().type == "cpu" else 1.0
+    share = (time.process_time() - cpu) / waited if loop.device().type == "cpu" else 1.0
     return taken / calls, share
 
 

@@ -19,9 +19,9 @@ from transfusion import (
     records,
     schedule,
     store,
-    train,
 )
 from transfusion.images import folds, ingest, tasks
+from transfusion.training import fit
 
 from .conftest import KNOBS, collect, poison
 
@@ -100,14 +100,14 @@ def test_frozen_features_are_means_of_what_every_block_shows(
     images = tasks.load(spec.data)
     found = baselines.frozen(spec, images)
     run = config.Run(data=small, model=model, init=start, optim=config.Optim(steps=1))
-    net = train.network(run, trained=False)
+    net = fit.network(run, trained=False)
     if probe == "random":
         net = comparison.calibrate(net, tasks.split_of(images, "train"))
     else:
         before = {n: t.clone() for n, t in net.state_dict().items()}
         assert all(
             torch.equal(t, before[n])
-            for n, t in train.source_state(start).items()
+            for n, t in fit.source_state(start).items()
             if not n.startswith(("head", "fc"))
         )
     maps = activations.capture(net, images, tmp_path / "maps", dtype="float32")

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transfusion import config, train
+from transfusion import config
 from transfusion.networks import models
+from transfusion.training import loop
 
 from bench import __main__, reference, report, sections, timing
 
@@ -204,9 +205,9 @@ def test_flops_of_resnet50_are_the_known_ones():
 
 
 def step_of(model, precision="float32"):
-    net, adam = train.prepare(models.build(model, outputs=5), config.Optim(steps=1))
+    net, adam = loop.prepare(models.build(model, outputs=5), config.Optim(steps=1))
     pixels, target = sections._batch(32, 8)
-    return lambda: train.update(net, adam, pixels, target, F.cross_entropy, precision)
+    return lambda: loop.update(net, adam, pixels, target, F.cross_entropy, precision)
 
 
 @pytest.mark.parametrize(("model", "layers"), [("cbr_tiny", 4), ("cbr_large_t", 5)])

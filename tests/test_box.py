@@ -28,10 +28,10 @@ from transfusion import (
     schedule,
     store,
     studies,
-    train,
     work,
 )
 from transfusion.images import ingest, tasks
+from transfusion.training import fit
 
 from .conftest import KNOBS, ROOT
 
@@ -106,7 +106,7 @@ def test_what_a_box_brings_home_is_what_would_have_been_computed_here(
     assert not again.added and sorted(again.there) == sorted(found.added)
     source = next(e.spec for e in entries if e.spec.seed == experiments.SOURCE_SEED)
     run = next(e.spec for e in entries if getattr(e.spec, "init", config.Init()).source)
-    brought = train.source_state(run.init)
+    brought = fit.source_state(run.init)
     with monkeypatch.context() as patch:
         patch.setattr(schedule, "compute", None)  # nothing is trained for the pages
         home = collected()
@@ -114,7 +114,7 @@ def test_what_a_box_brings_home_is_what_would_have_been_computed_here(
     schedule.compute_here([entry.spec for entry in entries], "made_up")
     for chapter, dataset in collected().items():
         xr.testing.assert_identical(dataset.drop_attrs(), home[chapter].drop_attrs())
-    here = train.source_state(config.Init(name="transfer", source=source))
+    here = fit.source_state(config.Init(name="transfer", source=source))
     assert all(torch.equal(brought[name], here[name]) for name in here)
 
 
@@ -276,7 +276,7 @@ def test_what_merge_refuses_it_names_and_takes_the_rest(study, tmp_path, tiny_ru
 
 def test_damaged_weights_are_named_and_stop_nothing_else(study, tmp_path, tiny_run):
     source = tiny_run()
-    train.fit(source)
+    fit.fit(source)
     out = tmp_path / "back"
     outbox.add(out, records.made_of("made_up", source, store.read(source.key)))
     assert outbox.add_weights(out, box.weights_records("made_up", source.key))
@@ -299,7 +299,7 @@ def test_what_two_studies_of_a_box_share_comes_to_both(study, tmp_path, tiny_run
     (other / "common.yml").write_text("{}")
     runs, out = [tiny_run(), tiny_run(steps=2)], tmp_path / "back"
     for run, name in zip(runs, ("made_up", "other"), strict=True):
-        train.fit(run)
+        fit.fit(run)
         outbox.add(out, records.made_of(name, run, store.read(run.key)))
     found = box.merge([out])
     assert not found.refused and set(found.added) == {run.key for run in runs}
@@ -310,7 +310,7 @@ def test_what_two_studies_of_a_box_share_comes_to_both(study, tmp_path, tiny_run
 
 def test_a_run_whose_task_was_refused_is_refused(study, tmp_path, tiny_run):
     run = tiny_run()
-    train.fit(run)
+    fit.fit(run)
     made = records.made_of("made_up", run, store.read(run.key))
     out = tmp_path / "back"
     outbox.add(out, [record for record in made if record.attrs["kind"] != "task"])
@@ -353,7 +353,7 @@ def test_what_records_share_comes_along_though_its_name_is_a_later_one(study, tm
     """`task-...` and `start-...` come after every key."""
     run = tiny_run()
     clone = tmp_path / "clone"
-    for record in records.made_of("made_up", run, train.fit(run)):
+    for record in records.made_of("made_up", run, fit.fit(run)):
         records.append(clone, record)
     found = box.merge([clone])
     assert found.added == [run.key] and not found.refused
@@ -381,7 +381,7 @@ def test_a_run_on_lossy_images_says_so(cache, photographs, tmp_path, tiny_run):
     box.pack_images(images, tmp_path / "lossy.npz", lossy=50)
     store.write_zarr(box.unpack_images(tmp_path / "lossy.npz"), tasks.prepared_path(name, 32))
     run = replace(tiny_run(batch=8), data=config.Data(name=name, size=32))
-    assert train.fit(run).attrs["lossy"] == 50
+    assert fit.fit(run).attrs["lossy"] == 50
 
 
 def test_weights_travel_in_half_precision_where_that_is_exact(cache, tmp_path, rng):

@@ -3,9 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transfusion import comparison, config, store, train
+from transfusion import comparison, config, store
 from transfusion.images import ingest
 from transfusion.networks import models
+from transfusion.training import fit
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def compared(tiny_run):
 
 def test_compare(cache, compared):
     for run in compared.runs:
-        train.fit(run)
+        fit.fit(run)
     result = comparison.compare(compared)
     assert result.block.values.tolist() == ["block1", "block2", "block3", "block4"]
     one, other = (run.key for run in compared.runs)

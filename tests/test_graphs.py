@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
-from transfusion import config, graphs, train
+from transfusion import config
 from transfusion.networks import models
+from transfusion.training import fit, graphs, loop
 
 ON_GPU = SimpleNamespace(is_cuda=True)
 
@@ -16,15 +17,15 @@ ON_GPU = SimpleNamespace(is_cuda=True)
 def learner(monkeypatch, tiny_run):
     """A network with its optimizer, and a step that takes longer than it must."""
     monkeypatch.setattr(graphs.torch.cuda, "synchronize", lambda: None)
-    net, adam = train.prepare(models.build("cbr_tiny", outputs=5), config.Optim(steps=1))
+    net, adam = loop.prepare(models.build("cbr_tiny", outputs=5), config.Optim(steps=1))
     pixels = torch.randint(0, 255, (8, 3, 32, 32), dtype=torch.uint8)
     target = torch.arange(8) % 5
 
     def step(_, wait=0.05):
         time.sleep(wait)
-        return train.update(net, adam, pixels, target, torch.nn.functional.cross_entropy, "float32")
+        return loop.update(net, adam, pixels, target, torch.nn.functional.cross_entropy, "float32")
 
-    return step, lambda: train._changing(net, adam)
+    return step, lambda: loop._changing(net, adam)
 
 
 def copies(state):
@@ -106,10 +107,10 @@ def test_a_graph_takes_the_steps_that_it_stands_for(cache, tiny_run, monkeypatch
         pytest.skip("no CUDA device")
     run = tiny_run(steps=40, evaluations=4, optimizer=optimizer, precision="bfloat16")
     monkeypatch.setattr(graphs, "faster", lambda step, *_: (step, {"stepped": "eager"}))
-    eager = train._fit(run, "bfloat16", None, 60.0, None)
+    eager = fit._fit(run, "bfloat16", None, 60.0, None)
     monkeypatch.undo()
     monkeypatch.setenv("TRANSFUSION_CACHE", str(cache / "other"))
-    graph = train._fit(run, "bfloat16", None, 60.0, None)
+    graph = fit._fit(run, "bfloat16", None, 60.0, None)
     assert eager.attrs["stepped"] == "eager" and "graph_ms" in graph.attrs
     torch.testing.assert_close(
         torch.tensor(graph.loss.values), torch.tensor(eager.loss.values), rtol=0.02, atol=0.02

@@ -10,7 +10,8 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from transfusion import parallel, store, train
+from transfusion import store
+from transfusion.training import devices, fit
 
 STEPS = """
 import sys, torch
@@ -67,19 +68,19 @@ def test_a_single_process_does_the_plain_thing():
     net, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
     net(x).sum().backward()
     before = net.weight.grad.clone()
-    parallel.average_gradients(net.parameters())
+    devices.average_gradients(net.parameters())
     loss = torch.tensor(2.0)
-    assert parallel.size() == 1 and parallel.first()
-    assert parallel.share(x) is x and parallel.gather(x) is x
-    assert parallel.weighted(loss, torch.tensor([1, -1])) is loss
+    assert devices.size() == 1 and devices.first()
+    assert devices.share(x) is x and devices.gather(x) is x
+    assert devices.weighted(loss, torch.tensor([1, -1])) is loss
     assert torch.equal(net.weight.grad, before)
-    assert parallel.over_whole_batches(net) is net
+    assert devices.over_whole_batches(net) is net
 
 
 def test_a_run_on_two_devices_is_kept_under_a_key_of_its_own(cache, tiny_run):
     one, two = tiny_run(), tiny_run(devices=2)
     assert one.key != two.key
-    alone, shared = train.fit(one), train.fit(two)
+    alone, shared = fit.fit(one), fit.fit(two)
     assert shared.attrs["status"] == "done" and store.complete(two.key)
     torch.testing.assert_close(alone.auc.values, shared.auc.values, rtol=0, atol=0.05)
     assert alone.sizes == shared.sizes
@@ -100,14 +101,14 @@ def test_a_run_whose_worker_is_killed_goes_on_to_the_same_bits(tmp_path, monkeyp
     monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path / "killed"))
     killer = threading.Thread(target=_kill_a_worker, args=[run.key])
     killer.start()
-    with pytest.raises(parallel.Broken, match="torchrun|Error"):
-        train.fit(run, checkpoint_seconds=0.5)
+    with pytest.raises(devices.Broken, match="torchrun|Error"):
+        fit.fit(run, checkpoint_seconds=0.5)
     killer.join()
     assert store.state(run.key) == "started"
-    train.fit(run)
+    fit.fit(run)
     assert "resumed at step" in (store.run_folder(run.key) / "log.txt").read_text()
     killed = load_file(store.weights_path(run.key))
     monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path / "undisturbed"))
-    train.fit(run)
+    fit.fit(run)
     undisturbed = load_file(store.weights_path(run.key))
     assert all(torch.equal(undisturbed[name], killed[name]) for name in undisturbed)

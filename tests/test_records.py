@@ -10,8 +10,9 @@ import pytest
 import xarray as xr
 import zarr
 from transfusion import cache as care
-from transfusion import config, experiments, machine, records, schedule, store, studies, train
+from transfusion import config, experiments, machine, records, schedule, store, studies
 from transfusion.statistics import metrics
+from transfusion.training import fit
 
 from .conftest import KNOBS, collect
 
@@ -431,7 +432,7 @@ def test_a_repetition_with_both_precisions_is_shown_in_one(cache, machines):
     machines("float32")
     (run, *_) = runs = experiments.runs("performance", **OPEN)
     store.discard(store.run_folder(run.key))
-    train.fit(run)
+    fit.fit(run)
     records.keep("made_up", run)
     assert {f"{run.key}-{p}" for p in ("float32", "bfloat16")} <= records.facts("made_up").keys()
     result = experiments.collect("performance", **OPEN)
@@ -453,16 +454,16 @@ def test_networks_of_a_comparison_are_of_one_precision(cache, machines):
 
 def test_a_source_is_used_in_half_precision_wherever_it_comes_from(cache, tiny_run):
     source = tiny_run()
-    train.fit(source)
-    state = train.source_state(config.Init(name="transfer", source=source))
-    again = train.halved(state)
+    fit.fit(source)
+    state = fit.source_state(config.Init(name="transfer", source=source))
+    again = fit.halved(state)
     assert all((again[name] == state[name]).all() for name in state)
     assert any(t.dim() == 1 and (t != t.half().float()).any() for t in state.values())
 
 
 def test_a_pretraining_of_many_classes_keeps_no_scores(cache, tiny_run, monkeypatch):
-    monkeypatch.setattr(train, "SCORED", 10)
+    monkeypatch.setattr(fit, "SCORED", 10)
     run = tiny_run()
-    result = train.fit(replace(run, data=replace(run.data, name="objects")))
+    result = fit.fit(replace(run, data=replace(run.data, name="objects")))
     assert "test_logit" not in result
     assert {"test_auc", "test_top1", "test_top5"} <= set(result.data_vars)

@@ -4,10 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-from transfusion import config, experiments, schedule, store, studies, tables, train
+from transfusion import config, experiments, schedule, store, studies, tables
 from transfusion.images import ingest, tasks
 from transfusion.networks import costs, models
 from transfusion.statistics import metrics
+from transfusion.training import fit
 
 from .conftest import KNOBS, collect
 
@@ -34,7 +35,7 @@ def test_first_layers_are_those_of_the_runs(cache):
     assert result.moved.sizes == {"filter": 32, "model": 1, "init": 2, "fold": 1, "seed": 2}
     assert (result.moved > 0).all() and ((result.gabor >= 0) & (result.gabor <= 1)).all()
     run = trainings("performance", KNOBS)[0]  # random, seed 0
-    before = next(train.network(run, trained=False).parameters()).detach().numpy()
+    before = next(fit.network(run, trained=False).parameters()).detach().numpy()
     shown = result.grey.sel(model="cbr_tiny", init="random", state="initial")
     # Records hold filters in half precision.
     np.testing.assert_allclose(shown.transpose("filter", "y", "x"), before.mean(1), atol=1e-3)

@@ -8,6 +8,7 @@ PUBLIC = {
     "data": "images",
     "inits": "networks.inits",
     "models": "networks.models",
+    "train": "training.fit",
 }
 __all__ = [
     "Comparison", "Data", "Init", "Optim", "Run",

@@ -16,8 +16,9 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from transfusion import config, similarity, store, train
+from transfusion import config, similarity, store
 from transfusion.networks import models
+from transfusion.training import loop
 
 BATCH = 128  # images
 CHECKPOINT_SECONDS = 60.0
@@ -29,7 +30,7 @@ class Extractor(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = net.eval().to(train.device()).to(memory_format=torch.channels_last)
+        self.net = net.eval().to(loop.device()).to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -71,7 +72,7 @@ def capture(
     config.one_of(dtype, ("float16", "float32"), "dtype")
     if len(images.image) == 0:
         raise ValueError("expected at least one image, got none")
-    facts = {"images": len(images.image), "device": train.device_name(), **store.provenance()}
+    facts = {"images": len(images.image), "device": loop.device_name(), **store.provenance()}
     identity: dict[str, Any] = {"blocks": wanted, "dtype": dtype, "batch": BATCH}
     identity |= {"net": _digest(net), "pixels": store.checksum(images[["pixels"]])}
     outputs = partial(_outputs, extractor(net), images, wanted, dtype)
@@ -89,7 +90,7 @@ def _digest(net: nn.Module) -> str:
 def _outputs(
     network: Extractor, images: xr.Dataset, blocks: list[str], dtype: str, start: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    for batch in train.batches(images.isel(image=slice(start, None)), BATCH):
+    for batch in loop.batches(images.isel(image=slice(start, None)), BATCH):
         with torch.no_grad():
             outputs = network(models.normalise(batch))
         yield {block: _stored(block, outputs[block], dtype) for block in blocks}
@@ -128,7 +129,7 @@ def moments(
 
     def read(rows: slice) -> Iterator[dict[str, Tensor]]:
         batch = torch.from_numpy(pixels[order[rows]])
-        batch = batch.to(train.device(), memory_format=torch.channels_last)
+        batch = batch.to(loop.device(), memory_format=torch.channels_last)
         with torch.no_grad():
             for net in nets:
                 yield net(models.normalise(batch))

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
-from transfusion import activations, comparison, config, store, train
+from transfusion import activations, comparison, config, store
 from transfusion.images import folds, tasks
 from transfusion.networks import models
 from transfusion.statistics import metrics
+from transfusion.training import fit, loop
 
 # Strengths of the penalty, as scikit-learn's C, among which validation images choose: from one
 # that leaves thousands of standardised features next to nothing to say to one that hardly acts.
@@ -45,15 +46,15 @@ def _fit(spec: config.Baseline) -> xr.Dataset:
     images = tasks.load(spec.data)
     features = _features(spec, images)
     kept, strength = said(features, images)
-    facts = {"device": train.device_name(), "precision": "float32", "strength": strength}
-    return kept.assign_attrs(train.task(images) | facts)
+    facts = {"device": loop.device_name(), "precision": "float32", "strength": strength}
+    return kept.assign_attrs(fit.task(images) | facts)
 
 
 def check(spec: config.Baseline) -> None:
     """Raise ValueError for whatever would stop this baseline: data, model, weights."""
     tasks.check(spec.data)
     if spec.model is not None:
-        train.check(config.Run(data=spec.data, model=spec.model, init=spec.init, optim=NONE))
+        fit.check(config.Run(data=spec.data, model=spec.model, init=spec.init, optim=NONE))
 
 
 NONE = config.Optim(steps=1)  # where a run is asked for, and none is trained
@@ -112,13 +113,13 @@ def frozen(spec: config.Baseline, images: xr.Dataset) -> np.ndarray:
     """
     assert spec.model is not None
     run = config.Run(data=spec.data, model=spec.model, init=spec.init, optim=NONE, seed=spec.seed)
-    net = train.network(run, trained=False)
+    net = fit.network(run, trained=False)
     if spec.init.name == "random":
         known = comparison.spread(tasks.split_of(images, "train"), comparison.CALIBRATION)
         net = comparison.calibrate(net, known)
     blocks = activations.extractor(net)
     with torch.no_grad():
-        parts = [_averaged(blocks(models.normalise(b))) for b in train.batches(images)]
+        parts = [_averaged(blocks(models.normalise(b))) for b in loop.batches(images)]
     return torch.cat(parts).cpu().numpy()
 
 
@@ -147,9 +148,9 @@ def said(features: np.ndarray, images: xr.Dataset) -> tuple[xr.Dataset, float]:
     valid, reached = tasks.split_of(images, "valid"), []
     for strength in range(len(STRENGTHS)):
         scores = metrics.probabilities(answer(strength, "valid"), images.attrs["task"])
-        reached.append(train.auc(valid, scores)[0])
+        reached.append(loop.auc(valid, scores)[0])
     best = int(np.argmax(reached))
-    return train.answers(images, lambda split: answer(best, split)), STRENGTHS[best]
+    return fit.answers(images, lambda split: answer(best, split)), STRENGTHS[best]
 
 
 def _asked(images: xr.Dataset) -> list[tuple[np.ndarray, int]]:

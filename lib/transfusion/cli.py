@@ -153,12 +153,13 @@ def _group(arguments: argparse.Namespace) -> None:
 
 
 def _share(arguments: argparse.Namespace) -> None:
-    from transfusion import config, train
+    from transfusion import config
+    from transfusion.training import fit
 
     run = config.load(json.loads(arguments.spec))
     if not isinstance(run, config.Run):
         raise ValueError(f"only a run can be shared by several devices, got {arguments.spec}")
-    train.take_part(run, arguments.checkpoint_seconds)
+    fit.take_part(run, arguments.checkpoint_seconds)
 
 
 def _chapter(arguments: argparse.Namespace) -> None:

@@ -11,9 +11,10 @@ import torch
 import xarray as xr
 from torch import nn
 
-from transfusion import activations, config, similarity, store, train
+from transfusion import activations, config, similarity, store
 from transfusion.images import tasks
 from transfusion.networks import models
+from transfusion.training import fit, loop
 
 CALIBRATION = 512  # training images
 
@@ -56,7 +57,7 @@ def _compare(spec: config.Comparison) -> xr.Dataset:
     result = _pairs(found, list(spec.measures), names)
     if len(trained) > 1:
         result = result.merge(_map(found, list(spec.measures)))
-    facts = {"images": len(test.image), "device": train.device_name()}
+    facts = {"images": len(test.image), "device": loop.device_name()}
     facts["precision"] = _precision(spec)
     facts["train_images"] = int((images["split"] == "train").sum())
     return result.assign_attrs(model=spec.runs[0].model, **facts)
@@ -76,8 +77,8 @@ def _networks(
     """Each run's network before training, as it normalises `images`, and after."""
     nets, names = [], []
     for run in spec.runs:
-        initial = calibrate(train.network(run, trained=False), images)
-        final = train.network(run, trained=True)
+        initial = calibrate(fit.network(run, trained=False), images)
+        final = fit.network(run, trained=True)
         nets += [activations.extractor(initial), activations.extractor(final)]
         names += [f"{run.key}:initial", f"{run.key}:final"]
     return nets, names
@@ -96,13 +97,13 @@ def calibrate(net: nn.Module, images: xr.Dataset) -> nn.Module:
     images that it was pretrained on; in evaluation mode it would not be the network that learns.
     """
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    net = net.eval().to(train.device()).to(memory_format=torch.channels_last)
+    net = net.eval().to(loop.device()).to(memory_format=torch.channels_last)
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
         norm.train()
     with torch.no_grad():
-        for batch in train.batches(images, activations.BATCH):
+        for batch in loop.batches(images, activations.BATCH):
             net(models.normalise(batch))
     return net.eval()
 

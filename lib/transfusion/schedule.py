@@ -190,9 +190,9 @@ def check(todo: Iterable[Task]) -> None:
         baselines.check(baseline)
     runs = [task for task in needed if isinstance(task, config.Run)]
     for run in {(run.data, run.model, run.init): run for run in runs}.values():
-        from transfusion import train  # torch, needed only now
+        from transfusion.training import fit  # torch, needed only now
 
-        train.check(run)
+        fit.check(run)
 
 
 def _perform_all(tasks: list[Task], chosen: dict[str, config.Native], jobs: int) -> Iterator[Ended]:
@@ -303,7 +303,8 @@ def _perform(fields: dict, precision: config.Native | None = None) -> None:
     if isinstance(task, config.Data):
         tasks.load(task)
         return
-    from transfusion import comparison, train
+    from transfusion import comparison
+    from transfusion.training import fit
 
     if isinstance(task, config.Comparison):
         comparison.compare(task)
@@ -312,4 +313,4 @@ def _perform(fields: dict, precision: config.Native | None = None) -> None:
 
         baselines.compute(task)
     else:
-        train.fit(task, precision=precision)
+        fit.fit(task, precision=precision)

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from transfusion import baselines, comparison, config, store, train
+from transfusion import baselines, comparison, config, store
 from transfusion.images import tasks
 from transfusion.schedule import Task
+from transfusion.training import fit, loop
 
 SPACE = 50_000_000  # bytes that a checkpoint of a small network and its weights take
 MEMORY = ("out of memory", "ALLOC_FAILED")  # what libraries call it that raise errors of their own
@@ -43,7 +44,7 @@ def _attempt(perform: Callable[[], None]) -> tuple:
     """How it ended, as an answer of `crew`."""
     try:
         perform()
-    except train.Stopped:
+    except loop.Stopped:
         return ("gave up",)
     except (MemoryError, torch.OutOfMemoryError) as error:
         return "out of memory", _first_line(error)
@@ -85,7 +86,7 @@ def _perform(
             pipe.send(("reached", step, seconds))
             return time.monotonic() + seconds / step * (task.optim.steps - step) < deadline
 
-        train.fit(
+        fit.fit(
             task,
             precision=precision,
             images=kept[task.data],

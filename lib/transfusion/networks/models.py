@@ -114,9 +114,7 @@ def _cbr(form: CBR, outputs: int, channels: int) -> nn.Module:
 
 
 def _other(name: str, outputs: int) -> nn.Module:
-    from transfusion.networks import (
-        others,  # torchvision, as slow to load as torch: CBR networks need none
-    )
+    from transfusion.networks import others
 
     return _named(*others.build(name, outputs))
 

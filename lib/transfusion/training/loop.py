@@ -11,30 +11,25 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 import xarray as xr
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from transfusion import config, graphs, machine, parallel, store
+from transfusion import config, store
 from transfusion.images import tasks
-from transfusion.networks import inits, models, weights
+from transfusion.networks import models
 from transfusion.statistics import metrics
+from transfusion.training import devices, graphs
 
 # Images that are scored at once; a worker that ran out of memory starts again with fewer.
 EVALUATION_BATCH = int(os.environ.get("TRANSFUSION_EVALUATION_BATCH", 256))
-# Of more classes, as a pretraining has, AUC and accuracies are kept and no scores: those of 200
-# classes on 4,000 images would be larger than all that a study keeps.
-SCORED = 20
 SHIFT = 1 / 8  # of an image's side: the four of 32 pixels that are usual with small images
-FILTERS = 1 << 16  # weights of a first layer that is kept; the 16x16 patches of a ViT are not
 Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and target
 Tell = Callable[[int, float], bool]  # hears step and seconds, and says whether to go on
 log = logging.getLogger(__name__)
@@ -69,152 +64,9 @@ def seeds(run: config.Run) -> dict[str, int]:
     return {n: int(c.generate_state(1)[0]) for n, c in zip(names, children, strict=True)}
 
 
-def fit(
-    run: config.Run,
-    *,
-    precision: config.Native | None = None,
-    images: xr.Dataset | None = None,
-    checkpoint_seconds: float = 60.0,
-    tell: Tell | None = None,
-) -> xr.Dataset:
-    """The learning curve and scores of a run: read from the cache, resumed, or trained.
-
-    Returns a Dataset of auc, auc_se and loss (step): on validation images, its standard error
-    clustered by patient, and on training images; and, after the last step,
-    `valid_logit` and `test_logit` (image, output) as `metrics.logits` has them, with target and
-    patient, and what `metrics.scored` reads off them (test_auc, test_score, ...). `first_before`
-    and `first_after` are the filters of the first layer.
-    A run whose loss is not finite ends as `failed`, with step and learning rate in the attrs.
-    `precision` decides where the run leaves it open (`any`): by default what this machine is fast
-    at, or what is there. `images` are those of the run, where the caller has them already; `tell`
-    hears of each evaluation and says whether to go on: else Stopped is raised.
-    Raises ValueError for an unknown model, data set or weights that do not fit.
-    """
-    with store.lease(run.key):
-        found = store.read(run.key) if is_complete(run, precision) else None
-        if found is not None:
-            return metrics.scored(found)
-        if run.optim.devices > 1:
-            check(run)  # clearer here than from a process among several
-            source_state(run.init)  # trained before, not by each of them
-            parallel.launch(run, checkpoint_seconds)
-            return metrics.scored(store.read_zarr(store.run_folder(run.key) / "result.zarr"))
-        # One thread: two on shared cores are slower than one, and the sums depend on their number.
-        torch.set_num_threads(1)
-        with torch.random.fork_rng(), _logged(run):
-            chosen = precision or _own_precision(run)
-            return metrics.scored(_fit(run, chosen, images, checkpoint_seconds, tell))
-
-
-def is_complete(run: config.Run, precision: config.Native | None = None) -> bool:
-    """Whether a run's result and weights are whole here, and in this precision if one is asked."""
-    return store.complete(run.key) and precision in (None, store.facts(run.key).get("precision"))
-
-
-def _own_precision(run: config.Run) -> config.Native:
-    """What a run says, or, where it leaves it open, what this machine is fast at."""
-    found = run.optim.precision
-    if found != "any":
-        return found
-    return "bfloat16" if device().type == "cuda" else machine.precision()
-
-
-def take_part(run: config.Run, checkpoint_seconds: float) -> None:
-    """Be one of the processes of a run on several devices; torchrun starts them."""
-    torch.set_num_threads(1)
-    with parallel.group(), _logged(run) if parallel.first() else nullcontext():
-        _fit(run, _own_precision(run), None, checkpoint_seconds, None)
-
-
-def network(run: config.Run, *, trained: bool) -> nn.Module:
-    """The network of a run before its first step, or as kept after training.
-
-    Raises FileNotFoundError where a trained one is asked for and its weights are not there.
-    """
-    seed = seeds(run)
-    net = models.build(run.model, outputs=_outputs(run.data), seed=seed["build"])
-    if not trained:
-        inits.apply(run.init.name, net, source=source_state(run.init), seed=seed["init"])
-        return net
-    path = store.weights_path(run.key)
-    if path is None:
-        raise FileNotFoundError(f"no trained weights of run {run.key}; train it first")
-    net.load_state_dict(load_file(path))
-    return net
-
-
-def source_state(init: config.Init) -> weights.State | None:
-    """The pretrained weights an init starts from: named ones, or those of a run trained here, in
-    half precision: so they travel, and a run starts from the same bits wherever it is computed."""
-    if init.source is None or isinstance(init.source, str):
-        return weights.named_weights(init.source) if init.source else None
-    failed = fit(init.source).attrs["status"] != "done"
-    path = store.weights_path(init.source.key)
-    if failed or path is None:
-        raise ValueError(f"source run {init.source.key} has no weights (its training failed)")
-    return halved(load_file(path))
-
-
-def halved(state: weights.State) -> weights.State:
-    """Weights rounded to half precision, still float32; batch norm and biases as they are, for
-    they weigh nothing and a variance may be beyond half precision's range."""
-    return {name: t.half().float() if t.dim() > 1 else t for name, t in state.items()}
-
-
-def check(run: config.Run) -> None:
-    """Raise ValueError for whatever would stop this run: model, data, init, weights."""
-    tasks.check(run.data)
-    with torch.device("meta"):  # shapes only
-        net = models.build(run.model, outputs=_outputs(run.data))
-    if run.init.name != "random" and run.init.source is None:
-        raise ValueError(f"init {run.init.name!r} needs a source")
-    wanted = inits.needed(run.init.name, net)  # raises for an unknown block
-    if isinstance(run.init.source, str):
-        weights.fit_source(net, weights.named_weights(run.init.source), wanted)
-    elif run.init.source is not None:
-        expected = config.STARTS_FROM.get(run.model, run.model)
-        if run.init.source.model != expected:
-            raise ValueError(f"source is a {run.init.source.model}, expected {expected}")
-        check(run.init.source)
-        with torch.device("meta"):
-            source = models.build(expected, outputs=_outputs(run.init.source.data))
-        weights.fit_source(net, source.state_dict(), wanted)
-
-
-def _outputs(spec: config.Data) -> int:
-    return int(tasks.attrs(spec)["outputs"])
-
-
-# --- the loop --------------------------------------------------------------------------------
-
-
-def _fit(
-    run: config.Run,
-    precision: config.Native,
-    images: xr.Dataset | None,
-    checkpoint_seconds: float,
-    tell: Tell | None,
-) -> xr.Dataset:
-    images = tasks.load(run.data) if images is None else images
-    net, adam = prepare(network(run, trained=False), run.optim)
-    before = _first_filters(net)
-    progress = _resume(run, precision, net, adam)
-    facts = {"device": device_name(), "precision": precision, **task(images)}
-    facts |= _source_reached(run.init)
-    try:
-        stepped = _train(run, precision, images, net, adam, progress, checkpoint_seconds, tell)
-    except NotFinite as error:
-        log.warning("failed: %s", error)
-        return _keep(run, progress, xr.Dataset(), "failed", **facts, reason=str(error))
-    if parallel.first():
-        store.save_weights(run.key, _copy(net), save_file)
-    kept = _tested(net, images, precision).assign(_filters(before, _first_filters(net)))
-    return _keep(run, progress, kept, "done", **facts, **stepped)
-
-
 def prepare(net: nn.Module, optim: config.Optim) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A network where and how it trains fastest, and its optimizer; what is frozen has none."""
-    net = parallel.over_whole_batches(net.to(device()).to(memory_format=torch.channels_last))
+    net = devices.over_whole_batches(net.to(device()).to(memory_format=torch.channels_last))
     flat = [_flat(parameter) for parameter in net.parameters() if parameter.requires_grad]
     on_gpu = device().type == "cuda"
     # A graph reads what lies on the device: there the rate is a tensor, see _set_lr.
@@ -241,7 +93,7 @@ def _flat(parameter: nn.Parameter) -> nn.Parameter:
     return flat
 
 
-def _train(
+def train(
     run: config.Run,
     precision: config.Native,
     images: xr.Dataset,
@@ -306,11 +158,11 @@ def update(
     precision: str,
 ) -> Tensor:
     """One step on a batch of images (N, 3, H, W) uint8; the loss before it, left on the device."""
-    pixels, target = parallel.share(pixels), parallel.share(target)
+    pixels, target = devices.share(pixels), devices.share(target)
     with autocast(precision):
-        loss = parallel.weighted(loss_of(net(models.normalise(pixels)), target), target)
+        loss = devices.weighted(loss_of(net(models.normalise(pixels)), target), target)
     loss.backward()
-    parallel.average_gradients(p for group in adam.param_groups for p in group["params"])
+    devices.average_gradients(p for group in adam.param_groups for p in group["params"])
     adam.step()
     adam.zero_grad(set_to_none=True)  # the network's own are gone already: see _flat
     return loss.detach()
@@ -325,7 +177,7 @@ def _evaluate(
     progress: Progress,
 ) -> None:
     """Add a point to the curve; raises NotFinite."""
-    loss = float(parallel.total(losses.mean())) / parallel.size()
+    loss = float(devices.total(losses.mean())) / devices.size()
     if not math.isfinite(loss):
         lr = learning_rate(run.optim, progress.step - 1)
         raise NotFinite(f"loss {loss} by step {progress.step} at learning rate {lr:.3g}")
@@ -341,7 +193,7 @@ def _evaluate(
     )
 
 
-def _copy(net: nn.Module) -> dict[str, Tensor]:
+def state_copy(net: nn.Module) -> dict[str, Tensor]:
     """The state on the CPU, in plain memory order as safetensors wants it."""
     plain = {"memory_format": torch.contiguous_format, "copy": True}
     return {name: t.detach().to("cpu", **plain) for name, t in net.state_dict().items()}
@@ -359,9 +211,9 @@ def logits(net: nn.Module, images: xr.Dataset, precision: str) -> Tensor:
     was_training = net.training
     net.eval()
     with torch.no_grad(), autocast(precision):
-        parts = [net(models.normalise(parallel.share(b))).float() for b in batches(images)]
+        parts = [net(models.normalise(devices.share(b))).float() for b in batches(images)]
     net.train(was_training)
-    return torch.cat([parallel.gather(part) for part in parts]).cpu()
+    return torch.cat([devices.gather(part) for part in parts]).cpu()
 
 
 def batches(images: xr.Dataset, size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
@@ -458,91 +310,11 @@ def auc(images: xr.Dataset, probabilities: np.ndarray) -> tuple[float, float]:
     return metrics.auc(*given), metrics.patients_error(asked, placed, images["patient"].values)
 
 
-# --- what is kept ----------------------------------------------------------------------------
-
-
-def _tested(net: nn.Module, images: xr.Dataset, precision: str) -> xr.Dataset:
-    """What the network says of validation and test images; the one time that the test split is
-    read."""
-
-    def said(split: str) -> np.ndarray:
-        found = logits(net, tasks.split_of(images, split), precision)
-        return metrics.logits(found.numpy(), images.attrs["task"])
-
-    found = answers(images, said)
-    if images.attrs["outputs"] <= SCORED:
-        return found
-    scored = metrics.scored(found)
-    return scored[[name for name in scored if not scored[name].dims]]
-
-
-def answers(images: xr.Dataset, said: Callable[[str], np.ndarray]) -> xr.Dataset:
-    """What is `said` of a split, as `metrics.logits`, with its targets and patients. These are
-    numbered in the order in which they appear: no name of theirs is kept."""
-    found: dict = {}
-    for split in ("valid", "test"):
-        part = tasks.split_of(images, split)
-        dims = (f"{split}_image", "finding")[: part["target"].ndim]
-        found[f"{split}_logit"] = ((f"{split}_image", "logit"), said(split))
-        found[f"{split}_target"] = (dims, part["target"].values)
-        found[f"{split}_patient"] = (dims[0], pd.factorize(part["patient"].values)[0].astype("i4"))
-    return xr.Dataset(found, attrs=task(images))
-
-
-def task(images: xr.Dataset) -> dict:
-    """What a task's scores mean, and how many images taught."""
-    told = {n: images.attrs[n] for n in ("task", "positive_from", "names", "lossy")
-            if n in images.attrs}  # fmt: skip
-    return told | {"train_images": int((images["split"] == "train").sum())}
-
-
-def _source_reached(init: config.Init) -> dict:
-    """What a source trained here reached on its own task."""
-    kept = store.read(init.source.key) if isinstance(init.source, config.Run) else None
-    if kept is None:
-        return {}
-    kept = metrics.scored(kept)
-    told = {n: float(kept[f"test_{n}"]) for n in ("auc", "top1", "top5") if f"test_{n}" in kept}
-    return {"source_reached": {n: value for n, value in told.items() if math.isfinite(value)}}
-
-
-def _first_filters(net: nn.Module) -> np.ndarray | None:
-    """Weights (filter, channel, y, x) of the first convolution; None where none is kept."""
-    convolutions = (m.weight for m in net.modules() if isinstance(m, nn.Conv2d))
-    weight = next(convolutions, torch.empty(0))
-    if not 0 < weight.numel() <= FILTERS:
-        return None
-    return weight.detach().cpu().half().contiguous().numpy()
-
-
-def _filters(before: np.ndarray | None, after: np.ndarray | None) -> dict:
-    dims = ("filter", "channel", "y", "x")
-    states = {"first_before": before, "first_after": after}
-    return {name: (dims, values) for name, values in states.items() if values is not None}
-
-
-def _keep(
-    run: config.Run, progress: Progress, tested: xr.Dataset, status: str, **attrs
-) -> xr.Dataset:
-    names = ("step", "auc", "auc_se", "loss")
-    columns = {n: [point[n] for point in progress.curve] for n in names}
-    step = columns.pop("step")
-    curve = xr.Dataset(
-        {n: ("step", np.array(v, np.float32)) for n, v in columns.items()}, {"step": step}
-    )
-    result = curve.merge(tested).assign_attrs(attrs)
-    if parallel.first():
-        result = store.finish(run, result, status=status, seconds=progress.seconds)
-        _checkpoint(run).unlink(missing_ok=True)
-    parallel.wait()
-    return result
-
-
 def device_name() -> str:
     return torch.cuda.get_device_name() if device().type == "cuda" else "cpu"
 
 
-def _checkpoint(run: config.Run) -> Path:
+def checkpoint(run: config.Run) -> Path:
     return store.run_folder(run.key) / "checkpoint.pt"
 
 
@@ -553,19 +325,19 @@ def _save(
     adam: torch.optim.Optimizer,
     progress: Progress,
 ) -> None:
-    if not parallel.first():
+    if not devices.first():
         return
     state = {"net": net.state_dict(), "adam": adam.state_dict(), "progress": vars(progress)}
-    with store.atomic(_checkpoint(run)) as temporary:
+    with store.atomic(checkpoint(run)) as temporary:
         torch.save(state | {"precision": precision}, temporary)
 
 
-def _resume(
+def resume(
     run: config.Run, precision: str, net: nn.Module, adam: torch.optim.Optimizer
 ) -> Progress:
     """Continue from the checkpoint if there is a whole one of this precision; else from the
     start."""
-    path = _checkpoint(run)
+    path = checkpoint(run)
     if not path.exists():
         return Progress()
     try:
@@ -580,17 +352,3 @@ def _resume(
     adam.load_state_dict(state["adam"])
     log.info("resumed at step %d", state["progress"]["step"])
     return Progress(**state["progress"])
-
-
-@contextmanager
-def _logged(run: config.Run) -> Iterator[None]:
-    """Send this module's log lines to the run's own log file for the length of a block."""
-    handler = logging.FileHandler(store.run_folder(run.key) / "log.txt")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.setLevel(logging.INFO)
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        handler.close()

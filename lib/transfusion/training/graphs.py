@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from transfusion import parallel
+from transfusion.training import devices
 
 Step = Callable[[Tensor], Tensor]  # row numbers of a batch -> its loss
 WARM = 3  # steps before a capture, as PyTorch asks: libraries choose and allocate in them
@@ -31,7 +31,7 @@ def faster(
     `rows` are a batch to try it on, and `state` all tensors that a step changes: they are as they
     were when this returns. What cannot be captured (a shape that hangs on values) stays as it is.
     """
-    if not rows.is_cuda or parallel.size() > 1:
+    if not rows.is_cuda or devices.size() > 1:
         return step, {"stepped": "eager"}
     before = [tensor.clone() for tensor in state()]
     try:
