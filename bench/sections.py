@@ -28,19 +28,10 @@ import torch.nn.functional as F
 import xarray as xr
 from PIL import Image
 from torch import Tensor, nn
-from transfusion import (
-    activations,
-    config,
-    experiments,
-    machine,
-    schedule,
-    similarity,
-    simulation,
-    store,
-    studies,
-)
+from transfusion import config, experiments, machine, schedule, store, studies
 from transfusion.images import ingest, tasks
 from transfusion.networks import models
+from transfusion.similarity import activations, second_moments, simulation, stored
 from transfusion.statistics import intervals, metrics
 from transfusion.training import fit, loop
 
@@ -233,7 +224,7 @@ def _write_raw(path: Path, maps: np.ndarray) -> None:
 
 def _write(path: Path, maps: np.ndarray) -> None:
     batches = ({"block1": maps} for _ in range(CHUNKS))
-    store.write_activations(path, lambda start: batches, CHUNKS * len(maps), {}, {})
+    stored.write_activations(path, lambda start: batches, CHUNKS * len(maps), {}, {})
 
 
 def cca(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
@@ -263,9 +254,9 @@ def _layers(images: int, positions: int, neurons: int) -> tuple[np.ndarray, np.n
 
 def _moments(
     layers: tuple[Any, ...], measure: str, *, blocks: int = 1, null: bool = False
-) -> similarity.Similarity:
+) -> second_moments.Similarity:
     widths = {"layer": tuple(layer.shape[-1] for layer in layers)}
-    found = similarity.SecondMoments(widths, blocks=blocks, null=null)
+    found = second_moments.SecondMoments(widths, blocks=blocks, null=null)
     found.update({"layer": layers})
     return getattr(found, measure)("layer")
 
@@ -307,7 +298,7 @@ def _all_pairs(rounds: int) -> Row:
             reference.cca(stored[a], stored[b])
 
     def ours() -> None:
-        found = similarity.SecondMoments({"layer": (256,) * 8}, blocks=1, null=False)
+        found = second_moments.SecondMoments({"layer": (256,) * 8}, blocks=1, null=False)
         found.update({"layer": layers})
         found.table("layer", ["cca"])
 

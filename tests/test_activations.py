@@ -6,9 +6,10 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from transfusion import activations, similarity, store
+from transfusion import store
 from transfusion.images import ingest
 from transfusion.networks import models
+from transfusion.similarity import activations, second_moments, stored
 
 from .conftest import ROOT
 
@@ -69,7 +70,7 @@ def test_all_positions_are_the_whole_maps(images):
     with torch.no_grad():
         maps = [net(pixels) for net in nets]
     for block in ("block1", "block4"):
-        whole = similarity.SecondMoments({block: (maps[0][block].shape[1],) * 2})
+        whole = second_moments.SecondMoments({block: (maps[0][block].shape[1],) * 2})
         whole.update({block: [part[block] for part in maps]})
         assert found.datapoints(block) == whole.datapoints(block)
         for measure in ("linear_cka", "procrustes"):
@@ -184,7 +185,7 @@ def test_what_another_network_left_is_not_continued(images, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.write_activations(tmp_path / "kept.zarr", batches, 300, {}, {"net": "another"})
+        stored.write_activations(tmp_path / "kept.zarr", batches, 300, {}, {"net": "another"})
     assert (tmp_path / ".kept.zarr.partial").exists()
     tree = activations.capture(models.build("cbr_tiny", outputs=5), images, tmp_path / "kept.zarr")
     assert tree["block1"]["activation"].shape == (300, 32, 16, 16)
@@ -267,6 +268,6 @@ def test_overflow_is_an_error_and_leaves_what_was_there(images, tmp_path):
     net.block2[1].bias.data.fill_(1e6)
     with pytest.raises(ValueError, match="block2 overflows float16.*float32"):
         activations.capture(net, images, tmp_path / "kept.zarr")
-    after = store.read_activations(tmp_path / "kept.zarr")["block1"]
+    after = stored.read_activations(tmp_path / "kept.zarr")["block1"]
     np.testing.assert_array_equal(after["activation"], before["activation"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.zarr"]

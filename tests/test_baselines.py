@@ -10,17 +10,9 @@ from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
-from transfusion import (
-    activations,
-    baselines,
-    comparison,
-    config,
-    experiments,
-    records,
-    schedule,
-    store,
-)
+from transfusion import baselines, config, experiments, records, schedule, store
 from transfusion.images import folds, ingest, tasks
+from transfusion.similarity import activations, comparison
 from transfusion.training import fit
 
 from .conftest import KNOBS, collect, poison

@@ -3,9 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transfusion import comparison, config, store
+from transfusion import config, store
 from transfusion.images import ingest
 from transfusion.networks import models
+from transfusion.similarity import comparison
 from transfusion.training import fit
 
 

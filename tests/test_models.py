@@ -1,7 +1,7 @@
 import pytest
 import torch
-from transfusion import activations
 from transfusion.networks import models
+from transfusion.similarity import activations
 
 from bench import reference
 

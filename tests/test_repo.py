@@ -117,7 +117,8 @@ def test_functions_are_short():
 
 
 def test_margins_are_those_of_the_scope_page():
-    from transfusion import claims, effects, representations, similarity
+    from transfusion import claims, effects, representations
+    from transfusion.similarity import second_moments
 
     scope = (ROOT / "book/scope.md").read_text()
     assert f"Margin | {effects.POINT:g} point of AUC, or a quarter of 1" in scope
@@ -125,7 +126,7 @@ def test_margins_are_those_of_the_scope_page():
     assert f"Level | {100 * effects.REACH:.0f} % of the gain over chance" in scope
     assert f"within ±{representations.GABORS:g} points" in scope
     assert f"within ±{effects.LOOSE:g}" in scope and f"at least {claims.NETWORKS}" in scope
-    assert f"there are {similarity.ENOUGH} datapoints a channel" in scope
+    assert f"there are {second_moments.ENOUGH} datapoints a channel" in scope
 
 
 def test_the_readmes_say_first_how_good_the_networks_are():

@@ -14,11 +14,11 @@ from transfusion import (
     paper,
     report,
     representations,
-    simulation,
     store,
     studies,
     tuning,
 )
+from transfusion.similarity import simulation
 from transfusion.statistics import contrasts
 
 from . import made_up

@@ -5,8 +5,9 @@ import pytest
 import torch
 import xarray as xr
 from scipy import stats
-from transfusion import similarity, simulation, store
-from transfusion.similarity import SecondMoments, mean_cca
+from transfusion import store
+from transfusion.similarity import second_moments, simulation
+from transfusion.similarity.second_moments import SecondMoments, mean_cca
 
 
 def moments(*layers, batch=None, **options):
@@ -528,19 +529,19 @@ def test_a_constant_layer_is_named(rng):
     ],
 )
 def test_closed_form_of_independent_layers(n, p, q, expected):
-    assert similarity.independent(n, p, q) == pytest.approx(expected, abs=1e-6)
-    assert similarity.independent(n, q, p) == similarity.independent(n, p, q)
+    assert second_moments.independent(n, p, q) == pytest.approx(expected, abs=1e-6)
+    assert second_moments.independent(n, q, p) == second_moments.independent(n, p, q)
 
 
 def test_independent_layers_agree_with_the_closed_form(rng):
     found = [mean_cca(rng.normal(size=(800, 40)), rng.normal(size=(800, 40))) for _ in range(5)]
-    assert np.mean(found) == pytest.approx(similarity.independent(800, 40, 40), rel=0.01)
+    assert np.mean(found) == pytest.approx(second_moments.independent(800, 40, 40), rel=0.01)
 
 
 def test_null_of_independent_datapoints_is_the_closed_form(rng):
     x = rng.normal(size=(2000, 32))
     null = moments(x, x + 0.1 * rng.normal(size=x.shape)).cca("layer").null
-    assert null == pytest.approx(similarity.independent(2000, 32, 32), rel=0.05)
+    assert null == pytest.approx(second_moments.independent(2000, 32, 32), rel=0.05)
 
 
 def test_null_of_dependent_positions_is_that_of_permuted_images(rng):
@@ -549,7 +550,7 @@ def test_null_of_dependent_positions_is_that_of_permuted_images(rng):
     found = moments(x, y).cca("layer")
     permuted = np.mean([mean_cca(x, y[rng.permutation(200)]) for _ in range(5)])
     assert found.null == pytest.approx(permuted, rel=0.05)
-    assert permuted > 3 * similarity.independent(200 * 50, 32, 32)
+    assert permuted > 3 * second_moments.independent(200 * 50, 32, 32)
     independent = [simulation.related(rng, 200, 50, np.zeros(32), tau=0.8) for _ in range(3)]
     assert found.null == pytest.approx(np.mean([mean_cca(*pair) for pair in independent]), rel=0.05)
 
@@ -569,7 +570,7 @@ def test_the_null_is_the_shift_by_one_image(layers):
 def test_jackknife_of_a_mean_is_the_textbook_error(rng):
     values = rng.normal(size=(12, 5))
     left_out = np.array([np.delete(values, b, 0).mean() for b in range(12)])
-    found = similarity.jackknife(values.mean(), left_out, np.full(12, 5))
+    found = second_moments.jackknife(values.mean(), left_out, np.full(12, 5))
     assert found.corrected == pytest.approx(values.mean(), abs=1e-12)
     assert found.se == pytest.approx(stats.sem(values.mean(1)), abs=1e-12)
 
@@ -582,7 +583,7 @@ def test_jackknife_of_unequal_blocks_takes_the_bias_of_a_variance_away(rng):
         blocks = np.split(values, [4, 8, 16, 30])
         left = np.array([np.concatenate(blocks[:b] + blocks[b + 1 :]).var() for b in range(5)])
         sizes = np.array([len(b) for b in blocks])
-        found = similarity.jackknife(values.var(), left, sizes)
+        found = second_moments.jackknife(values.var(), left, sizes)
         errors.append((values.var() - 1, found.corrected - 1))
     plain, corrected = np.mean(errors, 0)
     assert plain < -0.015 and abs(corrected) < 0.012

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from transfusion import store
+from transfusion.similarity import stored
 
 
 @pytest.fixture
@@ -155,8 +156,8 @@ def halves(rng, images=10, batch=4):
 
 def test_activations_keep_order_chunks_and_names(tmp_path, rng):
     written = list(halves(rng))
-    store.write_activations(tmp_path / "x.zarr", lambda _: written, 10, {"device": "cpu"}, {})
-    tree = store.read_activations(tmp_path / "x.zarr")
+    stored.write_activations(tmp_path / "x.zarr", lambda _: written, 10, {"device": "cpu"}, {})
+    tree = stored.read_activations(tmp_path / "x.zarr")
     assert list(tree.children) == ["b", "a"] and tree.attrs["device"] == "cpu"
     expected = np.concatenate([batch["b"] for batch in written])
     np.testing.assert_array_equal(tree["b"]["activation"], expected)
@@ -166,13 +167,13 @@ def test_activations_keep_order_chunks_and_names(tmp_path, rng):
 
 
 def test_a_lost_chunk_of_activations_reads_as_nan_and_a_cut_one_fails(tmp_path, rng):
-    store.write_activations(tmp_path / "x.zarr", lambda _: halves(rng), 10, {}, {})
+    stored.write_activations(tmp_path / "x.zarr", lambda _: halves(rng), 10, {}, {})
     first, second, _ = sorted((tmp_path / "x.zarr/b/activation/c").glob("*/0/0/0"))
     first.unlink()
-    assert np.isnan(store.read_activations(tmp_path / "x.zarr")["b"]["activation"][:4]).all()
+    assert np.isnan(stored.read_activations(tmp_path / "x.zarr")["b"]["activation"][:4]).all()
     second.write_bytes(second.read_bytes()[:-3])
     with pytest.raises(ValueError):
-        store.read_activations(tmp_path / "x.zarr")["b"]["activation"].load()
+        stored.read_activations(tmp_path / "x.zarr")["b"]["activation"].load()
 
 
 def test_activations_that_break_off_leave_nothing(tmp_path, rng):
@@ -181,9 +182,9 @@ def test_activations_that_break_off_leave_nothing(tmp_path, rng):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        store.write_activations(tmp_path / "x.zarr", lambda _: broken(), 10, {}, {})
+        stored.write_activations(tmp_path / "x.zarr", lambda _: broken(), 10, {}, {})
     with pytest.raises(ValueError, match="expected 12 images, got 10"):
-        store.write_activations(tmp_path / "x.zarr", lambda _: halves(rng), 12, {}, {})
+        stored.write_activations(tmp_path / "x.zarr", lambda _: halves(rng), 12, {}, {})
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FileNotFoundError, match="no activations"):
-        store.read_activations(tmp_path / "x.zarr")
+        stored.read_activations(tmp_path / "x.zarr")

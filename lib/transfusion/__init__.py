@@ -5,6 +5,8 @@ import importlib
 __version__ = "0.1.0"
 PUBLIC = {
     **dict.fromkeys(["Comparison", "Data", "Init", "Optim", "Run"], "config"),
+    "activations": "similarity.activations",
+    "comparison": "similarity.comparison",
     "data": "images",
     "inits": "networks.inits",
     "models": "networks.models",
@@ -19,6 +21,6 @@ __all__ = [
 def __getattr__(name: str):
     if name in ("Comparison", "Data", "Init", "Optim", "Run"):
         return getattr(importlib.import_module("transfusion.config"), name)
-    if name in __all__:
+    if name in {*PUBLIC, *__all__}:
         return importlib.import_module(f"transfusion.{PUBLIC.get(name, name)}")
     raise AttributeError(f"module 'transfusion' has no attribute {name!r}")

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
-from transfusion import activations, comparison, config, store
+from transfusion import config, store
 from transfusion.images import folds, tasks
 from transfusion.networks import models
+from transfusion.similarity import activations, comparison
 from transfusion.statistics import metrics
 from transfusion.training import fit, loop
 

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from transfusion import figures, similarity
+from transfusion import figures
 from transfusion.effects import LARGE, small
+from transfusion.similarity import second_moments
 from transfusion.statistics import contrasts, gate, intervals
 from transfusion.statistics.contrasts import Arms, Effect
 from transfusion.statistics.gate import BOTH
@@ -132,11 +133,11 @@ def thin_blocks(results: xr.Dataset) -> str:
     found = []
     for model in results.model.values:
         one = results.sel(model=model)
-        few = one["datapoints"] < similarity.ENOUGH * one["neurons"]
+        few = one["datapoints"] < second_moments.ENOUGH * one["neurons"]
         few = few.any("lr") if "lr" in few.dims else few
         names = ", ".join(str(name) for name in one.block.values[few.values])
         found += [f"{figures.title(str(model))} ({names})"] if names else []
-    rule = f"{similarity.ENOUGH} datapoints a neuron"
+    rule = f"{second_moments.ENOUGH} datapoints a neuron"
     return f"Fewer than {rule}: {'; '.join(found)}." if found else f"All blocks have {rule}."
 
 

@@ -303,7 +303,7 @@ def _perform(fields: dict, precision: config.Native | None = None) -> None:
     if isinstance(task, config.Data):
         tasks.load(task)
         return
-    from transfusion import comparison
+    from transfusion.similarity import comparison
     from transfusion.training import fit
 
     if isinstance(task, config.Comparison):

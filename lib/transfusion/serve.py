@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from transfusion import baselines, comparison, config, store
+from transfusion import baselines, config, store
 from transfusion.images import tasks
 from transfusion.schedule import Task
+from transfusion.similarity import comparison
 from transfusion.training import fit, loop
 
 SPACE = 50_000_000  # bytes that a checkpoint of a small network and its weights take

@@ -1,4 +1,4 @@
-"""A run's result: read if it is there, else trained to its end, tested, and kept with its weights."""
+"""A run's result: read if it is there, else trained, tested, and kept with its weights."""
 
 from __future__ import annotations
 

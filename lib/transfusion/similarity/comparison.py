@@ -11,9 +11,10 @@ import torch
 import xarray as xr
 from torch import nn
 
-from transfusion import activations, config, similarity, store
+from transfusion import config, store
 from transfusion.images import tasks
 from transfusion.networks import models
+from transfusion.similarity import activations, second_moments
 from transfusion.training import fit, loop
 
 CALIBRATION = 512  # training images
@@ -108,7 +109,9 @@ def calibrate(net: nn.Module, images: xr.Dataset) -> nn.Module:
     return net.eval()
 
 
-def _pairs(found: similarity.SecondMoments, measures: list[str], names: list[str]) -> xr.Dataset:
+def _pairs(
+    found: second_moments.SecondMoments, measures: list[str], names: list[str]
+) -> xr.Dataset:
     blocks = [layer for layer in found.neurons if layer != activations.ACROSS]
     parts = [tuple(name.split(":")) for name in names]
     pairs = [
@@ -133,7 +136,7 @@ def _ragged(explained: list[list[np.ndarray]]) -> xr.DataArray:
     return xr.concat([p.pad(neuron=(0, widest - p.sizes["neuron"])) for p in parts], "block")
 
 
-def _map(found: similarity.SecondMoments, measures: list[str]) -> xr.Dataset:
+def _map(found: second_moments.SecondMoments, measures: list[str]) -> xr.Dataset:
     blocks = [layer for layer in found.neurons if layer != activations.ACROSS]
     count = len(blocks)
     pairs = [(i, count + j) for i in range(count) for j in range(count)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from transfusion import similarity
+from transfusion.similarity import second_moments
 
 
 def related(
@@ -44,7 +44,7 @@ def simulate(
     for correlations in relations.values():
         for count in images:
             for _ in range(repeats):
-                found = similarity.SecondMoments({"layer": (neurons, neurons)})
+                found = second_moments.SecondMoments({"layer": (neurons, neurons)})
                 found.update({"layer": related(rng, count, positions, correlations, tau)})
                 tables.append(found.table("layer").isel(measure=0, pair=0, drop=True))
     shape = (len(relations), len(images), repeats)
@@ -52,6 +52,6 @@ def simulate(
     dims = ("relation", "images", "repeat")
     parts: dict[Any, Any] = {n: (dims, v.values.reshape(shape)) for n, v in stacked.items()}
     parts["population"] = ("relation", [values.mean() for values in relations.values()])
-    chance = [similarity.independent(count * positions, neurons, neurons) for count in images]
+    chance = [second_moments.independent(count * positions, neurons, neurons) for count in images]
     parts["independent"] = ("images", chance)
     return xr.Dataset(parts, {"relation": list(relations), "images": list(images)})

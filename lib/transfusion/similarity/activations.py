@@ -16,8 +16,9 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from transfusion import config, similarity, store
+from transfusion import config, store
 from transfusion.networks import models
+from transfusion.similarity import second_moments, stored
 from transfusion.training import loop
 
 BATCH = 128  # images
@@ -76,8 +77,8 @@ def capture(
     identity: dict[str, Any] = {"blocks": wanted, "dtype": dtype, "batch": BATCH}
     identity |= {"net": _digest(net), "pixels": store.checksum(images[["pixels"]])}
     outputs = partial(_outputs, extractor(net), images, wanted, dtype)
-    store.write_activations(Path(path), outputs, len(images.image), facts, identity)
-    return store.read_activations(Path(path))
+    stored.write_activations(Path(path), outputs, len(images.image), facts, identity)
+    return stored.read_activations(Path(path))
 
 
 def _digest(net: nn.Module) -> str:
@@ -114,7 +115,7 @@ def moments(
     seed: int = 0,
     across: Sequence[int] = (),
     checkpoint: Path | None = None,
-) -> similarity.SecondMoments:
+) -> second_moments.SecondMoments:
     """Second moments of each block over all networks (of `extractor`), nothing being stored.
 
     Each image gives `positions` random places of a map, the same in all networks, and each block
@@ -144,7 +145,7 @@ def stored_moments(
     neurons: float | None = None,
     seed: int = 0,
     across: Sequence[int] = (),
-) -> similarity.SecondMoments:
+) -> second_moments.SecondMoments:
     """The same of captured activations, in the order in which they lie: for a fair null, that of
     the images should be random."""
     counts = {len(node.dataset["activation"]) for tree in trees for node in tree.children.values()}
@@ -170,16 +171,16 @@ def _moments(
     seed: int,
     across: Sequence[int],
     checkpoint: Path | None,
-) -> similarity.SecondMoments:
+) -> second_moments.SecondMoments:
     if images < 2:
         raise ValueError(f"similarity needs at least 2 images, got {images}")
     shapes = _shapes(read)
     batches = partial(_batches, read, images, shapes, positions, neurons, seed, across)
     first = next(batches(0, limit=2))
     widths = {layer: tuple(array.shape[2] for array in arrays) for layer, arrays in first.items()}
-    found, done = similarity.SecondMoments(widths), 0
+    found, done = second_moments.SecondMoments(widths), 0
     if checkpoint is not None and checkpoint.exists():
-        found = similarity.SecondMoments.load(checkpoint)
+        found = second_moments.SecondMoments.load(checkpoint)
         done = found.images(next(iter(widths)))
     saved = time.perf_counter()
     for batch in batches(done):
