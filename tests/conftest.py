@@ -56,7 +56,7 @@ KNOBS = {
 }
 
 
-def collect(chapter, *, afresh=False, **knobs):
+def collected(chapter, *, afresh=False, **knobs):
     """A chapter's Dataset, computed in this process: starting others takes longer than the work.
 
     What another test has computed is copied into this one's cache, unless `afresh`.

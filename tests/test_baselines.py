@@ -15,7 +15,7 @@ from transfusion.images import folds, ingest, tasks
 from transfusion.similarity import activations, comparison
 from transfusion.training import fit
 
-from .conftest import KNOBS, collect, poison
+from .conftest import KNOBS, collected, poison
 
 DRAWN = config.Data(name="fundus", size=32, train=120, valid=60, test=40)
 
@@ -319,7 +319,7 @@ def test_what_cannot_be_computed_is_told_before(cache, spec, message):
 
 def test_baselines_are_computed_recorded_and_come_back(cache):
     knobs = {**KNOBS, "inits": ["random"], "seeds": 1}
-    collect("performance", **knobs)
+    collected("performance", **knobs)
     specs = [s for s in experiments.runs("performance", **knobs) if isinstance(s, config.Baseline)]
     assert [s.features for s in specs] == ["statistics", "thumbnail", "frozen"]
     facts = records.facts("made_up")

@@ -3,7 +3,7 @@ import json
 import pytest
 from transfusion import cache, cli, experiments, schedule, store, studies
 
-from .conftest import KNOBS, collect
+from .conftest import KNOBS, collected
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def cache_with_study(cache, tmp_path, monkeypatch):
     (folder / "common.yml").write_text(json.dumps({**KNOBS, "seeds": 1}))
     (folder / "performance.yml").write_text("{study: made_up}")
     studies.groups.cache_clear()
-    collect("performance", **studies.parameters("made_up", "performance"))
+    collected("performance", **studies.parameters("made_up", "performance"))
     yield cache
     studies.groups.cache_clear()
 

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 from scipy import stats
-from transfusion import claims, effects, paper, representations
+from transfusion import claims, effects, paper, representations, studies
 from transfusion.claims import CLAIMS, Claim, Finding
 from transfusion.statistics import contrasts, intervals
 
@@ -460,7 +460,7 @@ def study(monkeypatch):
             raise FileNotFoundError(chapter)
 
     def table(asked=(), **found):
-        monkeypatch.setattr(claims.studies, "results", open_)
+        monkeypatch.setattr(studies, "results", open_)
         monkeypatch.setattr(claims, "_chapters", lambda study: [*asked])
         made = {
             name: Claim(
@@ -469,7 +469,7 @@ def study(monkeypatch):
             for name, result in found.items()
         }
         monkeypatch.setattr(claims, "CLAIMS", made)
-        monkeypatch.setattr(claims.contrasts, "rates", lambda results: {None: results})
+        monkeypatch.setattr(contrasts, "rates", lambda results: {None: results})
         return claims.table("any")
 
     return table
@@ -543,7 +543,7 @@ def test_the_table_of_a_study_decides_each_claim_by_its_chapter(monkeypatch, all
             raise FileNotFoundError(chapter)
         return chapters[chapter]
 
-    monkeypatch.setattr(claims.studies, "results", open_)
+    monkeypatch.setattr(studies, "results", open_)
     table = claims.table("any")
     # No source was trained here, no chest film shown, and no batch norm alone.
     assert list(table.index) == ["transfer", "small_networks", "scaling", "small_in_size_alone"]

@@ -720,7 +720,7 @@ def test_gains_at_the_margin_are_seldom_decided(rng, all_learned):
     assert at_most_one_in_twenty(contrasts.table(effects.gains(results))["p"] < 0.05)
 
 
-def learning(rng, nets):
+def learners(rng, nets):
     """Curves of three inits alike, with a speed and a final AUC of each run."""
     step, inits = np.arange(10, 410, 10), ["random", "mean_var", "batch_norm"]
     shape = (nets, len(inits), FOLDS, SEEDS, 1)
@@ -733,14 +733,14 @@ def learning(rng, nets):
 
 
 def test_areas_of_nothing_are_seldom_decided(rng, all_learned):
-    effect = effects.scale_alone(learning(rng, 80))
+    effect = effects.scale_alone(learners(rng, 80))
     assert len(effect.rows) == 80
     assert at_most_one_in_twenty([contrasts.above(contrasts.combined(a)).p < 0.05
                                   for a in effect.rows.values()])  # fmt: skip
 
 
 def test_speedups_of_nothing_are_seldom_decided(rng, all_learned):
-    table = effects.speedups(learning(rng, 30))
+    table = effects.speedups(learners(rng, 30))
     assert len(table) == 60 and (table["never"] > 0).any() and (table["never"] == 0).any()
     assert at_most_one_in_twenty(table["verdict"] != "inconclusive")
 

@@ -9,7 +9,7 @@ from transfusion import config, experiments, machine, schedule, store, studies
 from transfusion.images import ingest, tasks
 from transfusion.statistics import metrics
 
-from .conftest import KNOBS, collect, poison
+from .conftest import KNOBS, collected, poison
 
 
 def trainings(chapter, **knobs):
@@ -293,13 +293,13 @@ def test_no_test_image_reaches_the_choice_of_a_rate(cache, photographs, monkeypa
     name = ingest.prepare("mine", size=32, folder=photographs).attrs["name"]
     own = {"target": name, "train_size": None, "valid_size": None, "test_size": None}
     knobs = {**KNOBS, **own, "inits": ["random"], "rates": [0.01, 0.001], "batch": 8}
-    honest = collect("tuning", **knobs)
+    honest = collected("tuning", **knobs)
     sizes = {"lr": 2, "model": 1, "init": 1, "fold": 1, "seed": 2, "step": 2}
     assert honest.auc.sizes == sizes
     shutil.copytree(cache / "datasets", tmp_path / "other/datasets")
     monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path / "other"))
     poison(name, 32)
-    poisoned = collect("tuning", afresh=True, **knobs)
+    poisoned = collected("tuning", afresh=True, **knobs)
     xr.testing.assert_equal(poisoned[["auc", "loss"]], honest[["auc", "loss"]])
     assert (poisoned.test_auc != honest.test_auc).any()
 
@@ -373,21 +373,21 @@ def study(tmp_path, monkeypatch):
 def test_a_plan_counts_each_run_once_with_its_source(cache, study):
     scaling = {"inits": ["random", "mean_var", "transfer"]}
     study(performance={}, weight_scaling=scaling, representations={})
-    plan = studies.plan("made_up")
-    assert plan.index.tolist() == ["performance", "representations", "weight_scaling", "all"]
-    assert plan["runs"].tolist() == [5, 0, 2, 7]
-    assert plan["comparisons"].tolist() == [0, 1, 0, 1]
-    assert plan["baselines"].tolist() == [4, 0, 0, 4]
+    planned = studies.plan("made_up")
+    assert planned.index.tolist() == ["performance", "representations", "weight_scaling", "all"]
+    assert planned["runs"].tolist() == [5, 0, 2, 7]
+    assert planned["comparisons"].tolist() == [0, 1, 0, 1]
+    assert planned["baselines"].tolist() == [4, 0, 0, 4]
     # What all need, baselines that all need and that one needs; comparison; what one needs.
-    assert plan["groups"].tolist() == [3, 1, 1, 5]
-    for column in plan:
-        assert plan[column]["all"] == pytest.approx(plan[column][:-1].sum())
+    assert planned["groups"].tolist() == [3, 1, 1, 5]
+    for column in planned:
+        assert planned[column]["all"] == pytest.approx(planned[column][:-1].sum())
     *_, comparison = experiments.runs("representations", **KNOBS)
     probes = experiments.runs("performance", **KNOBS)
     everything = [*experiments.runs("weight_scaling", **{**KNOBS, **scaling}), *probes]
     every = studies.everything([*everything, comparison])
     seconds = sum(map(schedule.cost, every)) / studies.CORE
-    assert plan["core-hours"]["all"] == pytest.approx(seconds / 3600)
+    assert planned["core-hours"]["all"] == pytest.approx(seconds / 3600)
     twice = studies.plan("made_up", core=studies.CORE / 2, gpu=studies.GPU / 2)
     for column in ("core-hours", "GPU-hours", "of these missing"):
         assert twice[column]["all"] == pytest.approx(2 * plan[column]["all"])
@@ -397,7 +397,7 @@ def test_what_is_missing_of_a_plan_falls_to_nothing(cache, study):
     study(performance={"seeds": 1}, weight_scaling={"inits": ["random", "mean_var"], "seeds": 1})
     before = studies.plan("made_up")
     assert before["of these missing"].equals(before["core-hours"].rename("of these missing"))
-    collect("performance", **{**KNOBS, "seeds": 1})
+    collected("performance", **{**KNOBS, "seeds": 1})
     after = studies.plan("made_up")
     assert after["core-hours"].equals(before["core-hours"])
     scaling = before["core-hours"]["weight_scaling"]

@@ -10,7 +10,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 from transfusion import effects, experiments, records, store, studies
 from transfusion.statistics import contrasts
 
-from .conftest import KNOBS, ROOT, collect
+from .conftest import KNOBS, ROOT, collected
 
 MADE = {**KNOBS, "folds": 3, "evaluate_at": [1, 3]}
 SPEED = {"inits": ["random", "mean_var", "batch_norm"], "rates": [0.001]}
@@ -18,7 +18,7 @@ SPEED = {"inits": ["random", "mean_var", "batch_norm"], "rates": [0.001]}
 
 @pytest.fixture
 def made(cache):
-    return collect("performance", **MADE), "made_up", experiments.runs("performance", **MADE)
+    return collected("performance", **MADE), "made_up", experiments.runs("performance", **MADE)
 
 
 def tracked():
@@ -113,7 +113,7 @@ def test_gains_and_fine_tuning_are_those_of_scikit_learn(made, monkeypatch):
 
 def test_what_scale_alone_does_is_that_of_numpy_and_statsmodels(cache):
     knobs = MADE | SPEED | {"seeds": 1}
-    results = collect("weight_scaling", **knobs).isel(lr=0)
+    results = collected("weight_scaling", **knobs).isel(lr=0)
     folder, specs = store.records_folder("made_up"), experiments.runs("weight_scaling", **knobs)
     names, areas = records.recorded("made_up", specs), {}
     for spec in specs:

@@ -14,7 +14,7 @@ from transfusion import config, experiments, machine, records, schedule, store, 
 from transfusion.statistics import metrics
 from transfusion.training import fit
 
-from .conftest import KNOBS, collect
+from .conftest import KNOBS, collected
 
 
 def made(key, size=50, **facts):
@@ -185,7 +185,7 @@ def study(cache, tmp_path, monkeypatch):
         (folder / f"{chapter}.yml").write_text(json.dumps({"study": "made_up"} | own))
     studies.groups.cache_clear()
     for chapter in studies.chapters("made_up"):
-        collect(chapter, **studies.parameters("made_up", chapter))
+        collected(chapter, **studies.parameters("made_up", chapter))
     yield cache
     studies.groups.cache_clear()
 
@@ -360,7 +360,7 @@ def test_folds_may_be_computed_on_machines_of_other_precision(cache, machines):
     runs = trainings("hybrids", **OPEN, folds=3)
     for fold, fast in ((1, "bfloat16"), (2, "float32")):
         machines(fast)
-        collect("hybrids", **OPEN, folds=3, fold=fold)
+        collected("hybrids", **OPEN, folds=3, fold=fold)
     machines("bfloat16")
     chosen = records.precisions("made_up", runs)
     assert [chosen[run.key] for run in runs] == ["bfloat16", "bfloat16", "float32"] * 2
@@ -376,7 +376,7 @@ def test_the_key_leaves_the_precision_open_and_the_record_says_it(cache, machine
     (run, *_) = runs = experiments.runs("performance", **OPEN)
     machines("bfloat16")
     assert [spec.key for spec in experiments.runs("performance", **OPEN)] == [r.key for r in runs]
-    collect("performance", **OPEN)
+    collected("performance", **OPEN)
     assert records.recorded("made_up", [run]) == {run.key: f"{run.key}-bfloat16"}
     assert experiments.result("made_up", run).attrs["precision"] == "bfloat16"
 
@@ -384,7 +384,7 @@ def test_the_key_leaves_the_precision_open_and_the_record_says_it(cache, machine
 def test_a_begun_repetition_goes_on_in_its_precision_where_that_is_native(cache, machines):
     more = {**OPEN, "inits": ["random", "transfer", "mean_var"]}
     machines("float32")
-    collect("performance", **OPEN)
+    collected("performance", **OPEN)
     machines("bfloat16")  # float32 is native everywhere
     runs = experiments.runs("performance", **more)
     assert set(records.precisions("made_up", runs).values()) == {"float32"}
@@ -395,7 +395,7 @@ def test_a_begun_repetition_goes_on_in_its_precision_where_that_is_native(cache,
 def test_else_the_whole_repetition_is_computed_anew(cache, machines):
     more = {**OPEN, "inits": ["random", "transfer", "mean_var"], "seeds": 2}
     machines("bfloat16")
-    collect("performance", **OPEN)
+    collected("performance", **OPEN)
     machines("float32")
     runs = trainings("performance", **more)
     assert set(records.precisions("made_up", runs).values()) == {"float32"}
@@ -416,11 +416,11 @@ def test_chapters_and_groups_of_a_study_agree_on_the_precision_of_a_repetition(c
     """Whoever asks for some of a repetition's runs is told of all that were recorded of it."""
     few, more = OPEN, {**OPEN, "inits": ["random", "mean_var", "permuted", "batch_norm"]}
     machines("float32")
-    collect("performance", **few)
+    collected("performance", **few)
     machines("bfloat16")
     runs = experiments.runs("weight_scaling", **more)
     assert set(records.precisions("made_up", runs[1:]).values()) == {"float32"}
-    collect("weight_scaling", **more)
+    collected("weight_scaling", **more)
     facts = records.facts("made_up").values()
     trained = [told for told in facts if told["kind"] == "Run" and told["spec"]["seed"] == 0]
     assert {told["precision"] for told in trained} == {"float32"} and len(trained) == 5
@@ -428,7 +428,7 @@ def test_chapters_and_groups_of_a_study_agree_on_the_precision_of_a_repetition(c
 
 def test_a_repetition_with_both_precisions_is_shown_in_one(cache, machines):
     machines("bfloat16")
-    collect("performance", **OPEN)
+    collected("performance", **OPEN)
     machines("float32")
     (run, *_) = runs = experiments.runs("performance", **OPEN)
     store.discard(store.run_folder(run.key))
@@ -443,9 +443,9 @@ def test_a_repetition_with_both_precisions_is_shown_in_one(cache, machines):
 def test_networks_of_a_comparison_are_of_one_precision(cache, machines):
     compared = {**OPEN, "seeds": 2, "images": 40, "positions": 4, "neurons": 8}
     machines("bfloat16")
-    collect("performance", **OPEN)
+    collected("performance", **OPEN)
     machines("float32")
-    result = collect("representations", **compared)
+    result = collected("representations", **compared)
     *_, comparison = experiments.runs("representations", **compared)
     told = {run["key"]: run["precision"] for run in json.loads(result.attrs["runs"])}
     assert told[comparison.key] == "float32"

@@ -146,7 +146,7 @@ def test_relabel_makes_a_second_page():
 
 
 def test_every_page_of_the_contents_exists():
-    contents = render.yaml.safe_load((BOOK / "_toc.yml").read_text())
+    contents = yaml.safe_load((BOOK / "_toc.yml").read_text())
     for part in contents["parts"]:
         for entry in part["chapters"]:
             name = entry["file"].rpartition("/")[2]
@@ -176,7 +176,7 @@ def test_a_page_of_text_may_be_called_like_a_chapter():
 def without_build(tmp_path, monkeypatch):
     """Staging alone; the front page is there, no other."""
     monkeypatch.setattr(render, "BUILD", tmp_path / "_build")
-    monkeypatch.setattr(render.subprocess, "run", lambda *_, **__: mock.Mock(returncode=0))
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: mock.Mock(returncode=0))
     front = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title")])
     render.executed("smoke", "intro").parent.mkdir(parents=True)
     nbformat.write(front, render.executed("smoke", "intro"))
@@ -204,7 +204,7 @@ def test_a_page_that_fails_is_named_after_the_others_were_rendered(tmp_path, mon
         asked.append(command[-1])
         return mock.Mock(returncode=command[-1] == "broken")
 
-    monkeypatch.setattr(render.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(RuntimeError, match=r"smoke broken \(log: .*broken.log\)"):
         render.chapters([("smoke", name) for name in ("broken", "whole", "fresh")])
     assert sorted(asked) == ["broken", "whole"]

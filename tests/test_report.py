@@ -53,11 +53,11 @@ def of_study(results, study):
 
 
 def test_verdicts_in_words():
-    verdicts = ["holds", "differs", "holds", "not testable"]
-    assert report.counted(verdicts, ["cbr_tiny", "resnet50", "cbr_small", "cbr_large_t"]) == (
+    said = ["holds", "differs", "holds", "not testable"]
+    assert report.counted(said, ["cbr_tiny", "resnet50", "cbr_small", "cbr_large_t"]) == (
         "holds for CBR-Tiny and CBR-Small; differs for ResNet-50; not testable for CBR-LargeT"
     )
-    assert report.counted(verdicts[:3]) == "holds 2 of 3 times; differs 1 of 3 times"
+    assert report.counted(said[:3]) == "holds 2 of 3 times; differs 1 of 3 times"
 
 
 def test_tables_show_interval_and_n():
@@ -203,13 +203,13 @@ def test_answers_lead_to_their_pages_and_are_counted(collected_alone):
     table = claims.table("retina")
     text = report.answers(table, "retina", "transfer").data
     assert 'href="retina/performance.html"' in text and f"(n&nbsp;=&nbsp;{RUNS}, 150" in text
-    verdicts = list(table["verdict"])
-    assert verdicts.count("differs") == 1
-    assert report.tally("retina").startswith(f"of {len(verdicts)} claims, ")
+    said = list(table["verdict"])
+    assert said.count("differs") == 1
+    assert report.tally("retina").startswith(f"of {len(said)} claims, ")
     assert "1 differs" in report.tally("retina")
     assert report.tally("drawn") == "no claim was tested yet"
     store.save("cxr", "performance", of_study(ignorant(performance(0.05)), "cxr"))
-    assert report.tally("cxr") == f"of {len(verdicts)} claims, {len(verdicts)} are not testable"
+    assert report.tally("cxr") == f"of {len(said)} claims, {len(said)} are not testable"
 
 
 def test_footer_names_every_run():

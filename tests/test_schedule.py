@@ -8,11 +8,11 @@ from transfusion import config, experiments, schedule, store
 from transfusion.images import tasks
 
 from . import accidents
-from .conftest import KNOBS, collect
+from .conftest import KNOBS, collected
 
 
 def test_only_what_a_parameter_touches_is_missing(cache):
-    collect("performance", **KNOBS)
+    collected("performance", **KNOBS)
     more = experiments.runs("performance", **{**KNOBS, "seeds": 3})
     assert {(s.init.name, s.seed) for s in schedule.missing(more)} == {
         ("random", 2),
@@ -22,7 +22,7 @@ def test_only_what_a_parameter_touches_is_missing(cache):
 
 
 def test_lost_weights_are_trained_again(cache):
-    collect("performance", **KNOBS)
+    collected("performance", **KNOBS)
     run = experiments.runs("performance", **KNOBS)[0]
     before = store.weights_path(run.key).read_bytes()
     store.weights_path(run.key).write_bytes(b"cut")

@@ -20,9 +20,9 @@ def test_every_chapter_is_executed(pages, monkeypatch):
     for chapter in studies.chapters("smoke"):
         assert render.executed("smoke", chapter).exists()
     monkeypatch.setenv("TRANSFUSION_CACHE", pages["TRANSFUSION_CACHE"])
-    status = studies.status("smoke")
-    assert (status.drop(index="all")["collected"] == "yes").all()
-    assert (status["missing"] == 0).all() and status.loc["all", "done"] > 50
+    there = studies.status("smoke")
+    assert (there.drop(index="all")["collected"] == "yes").all()
+    assert (there["missing"] == 0).all() and there.loc["all", "done"] > 50
 
 
 def test_a_second_call_leaves_everything_alone(smoke):

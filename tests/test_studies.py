@@ -3,7 +3,7 @@ import json
 import pytest
 from transfusion import batch, config, schedule, store, studies
 
-from .conftest import KNOBS, collect
+from .conftest import KNOBS, collected
 
 STUDIES = studies.studies()
 
@@ -110,7 +110,7 @@ def test_each_group_that_is_not_whole_has_the_words_of_its_own_runs(cache, study
 def test_collected_chapters_need_no_group(cache, study):
     study(seeds=1)
     assert len(studies.groups_of("made_up", "performance")) == 2, "networks and baselines"
-    collect("performance", **studies.parameters("made_up", "performance"))
+    collected("performance", **studies.parameters("made_up", "performance"))
     assert studies.groups_of("made_up", "performance") == []
 
 
