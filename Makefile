@@ -57,7 +57,7 @@ bench: install
 lab: install
 	$(INSTALL) '.[lab]'
 	$(BIN)/transfusion run quick
-	$(BIN)/jupyter lab book --FileContentsManager.pre_save_hook=transfusion.render.before_saving
+	$(BIN)/jupyter lab book --FileContentsManager.pre_save_hook=transfusion.studies.render.before_saving
 
 install: .venv/installed
 

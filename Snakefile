@@ -2,7 +2,8 @@
 # `transfusion run` calls this; so can you: snakemake --profile params/profiles/local -n
 import sys
 
-from transfusion import machine, render, store, studies
+from transfusion import machine, store
+from transfusion.studies import grouping, params, render
 
 machine.one_thread()
 STUDY = config.get("study", "quick")
@@ -26,23 +27,23 @@ wildcard_constraints:
 
 rule all:
     input:
-        expand(PAGE, study=STUDY, chapter=studies.chapters(STUDY)),
+        expand(PAGE, study=STUDY, chapter=params.chapters(STUDY)),
 
 
 # Nothing but the small done-file is declared: Snakemake deletes what is before it tries again.
 rule group:
     priority: 1  # pages last: they tell of all results
     input:
-        lambda w: expand(DONE, study=w.study, group=studies.groups(w.study)[w.group].needs),
+        lambda w: expand(DONE, study=w.study, group=grouping.groups(w.study)[w.group].needs),
     output:
         DONE,
     params:
-        members=lambda w: [spec.key for spec in studies.groups(w.study)[w.group].specs],
+        members=lambda w: [spec.key for spec in grouping.groups(w.study)[w.group].specs],
     log:
         DONE.replace(".json", ".log"),
     resources:
-        gpu=lambda w: studies.groups(w.study)[w.group].devices,
-        runtime=lambda w: studies.minutes(w.study, w.group),
+        gpu=lambda w: grouping.groups(w.study)[w.group].devices,
+        runtime=lambda w: grouping.minutes(w.study, w.group),
     shell:
         "{COMMAND} group {wildcards.study} {wildcards.group} > {log} 2>&1"
 
@@ -50,8 +51,8 @@ rule group:
 rule chapter:
     input:
         notebook=f"{render.BOOK}/{{chapter}}.ipynb",
-        parameters=lambda w: studies.files(w.study, w.chapter),
-        groups=lambda w: expand(DONE, study=w.study, group=studies.groups_of(w.study, w.chapter)),
+        parameters=lambda w: params.files(w.study, w.chapter),
+        groups=lambda w: expand(DONE, study=w.study, group=grouping.groups_of(w.study, w.chapter)),
     output:
         PAGE,
     log:

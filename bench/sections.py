@@ -28,11 +28,12 @@ import torch.nn.functional as F
 import xarray as xr
 from PIL import Image
 from torch import Tensor, nn
-from transfusion import config, experiments, machine, schedule, store, studies
+from transfusion import config, experiments, machine, store
 from transfusion.images import ingest, tasks
 from transfusion.networks import models
 from transfusion.similarity import activations, second_moments, simulation, stored
 from transfusion.statistics import intervals, metrics
+from transfusion.studies import params, schedule
 from transfusion.training import fit, loop
 
 from bench import reference
@@ -392,7 +393,7 @@ def _result(spec: config.Spec) -> xr.Dataset:
 
 def precision(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     """What bfloat16 does to the test AUC of CBR-Tiny on drawn retinas, paired by seed."""
-    knobs = studies.parameters("quick", "data") | {"targets": ["fundus"], "seeds": 20}
+    knobs = params.parameters("quick", "data") | {"targets": ["fundus"], "seeds": 20}
     knobs |= {"image_size": 40, "train_size": 2400, "test_size": 600, "steps": 150}
     kinds = [
         experiments.runs("data", **knobs | {"precision": kind}) for kind in ("float32", "bfloat16")

@@ -18,8 +18,9 @@ from IPython.utils.capture import capture_output
 from papermill.engines import Engine, papermill_engines
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
-from transfusion import config, experiments, render, schedule, store, studies
+from transfusion import config, experiments, store, studies
 from transfusion.images import tasks
+from transfusion.studies import grouping, params, render, schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,7 +57,7 @@ KNOBS = {
 }
 
 
-def collected(chapter, *, afresh=False, **knobs):
+def results_of(chapter, *, afresh=False, **knobs):
     """A chapter's Dataset, computed in this process: starting others takes longer than the work.
 
     What another test has computed is copied into this one's cache, unless `afresh`.
@@ -73,7 +74,7 @@ def collected(chapter, *, afresh=False, **knobs):
             schedule._perform(config.dump(task), chosen.get(task.key))
             kept = Path(_kept.name, made)
             _computed[made] = shutil.copytree(place, kept, dirs_exist_ok=True)
-    return experiments.collect(chapter, **knobs)
+    return studies.collect(chapter, **knobs)
 
 
 _kept = tempfile.TemporaryDirectory(prefix="transfusion-tests-")
@@ -166,7 +167,7 @@ def transfusion(environment, *arguments):
 @pytest.fixture(scope="session")
 def smoke(environment):
     """The smallest study, all of it computed, two of its pages rendered by their command."""
-    found = transfusion(environment, "group", "smoke", *studies.groups("smoke"), "--jobs", "2")
+    found = transfusion(environment, "group", "smoke", *grouping.groups("smoke"), "--jobs", "2")
     assert found.returncode == 0, found.stderr
     found = transfusion(environment, "run", "smoke", *(f"--chapter={c}" for c in RENDERED))
     assert found.returncode == 0, found.stderr
@@ -206,7 +207,7 @@ def pages(smoke):
         for name in ("TRANSFUSION_CACHE", "TRANSFUSION_BUILD"):
             patch.setenv(name, smoke[name])
         patch.setattr(render, "ENGINE", "here")
-        for chapter in studies.chapters("smoke"):
+        for chapter in params.chapters("smoke"):
             if chapter not in RENDERED:
                 render.chapter("smoke", chapter)
     return smoke

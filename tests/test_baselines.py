@@ -10,12 +10,14 @@ from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
-from transfusion import baselines, config, experiments, records, schedule, store
+from transfusion import config, experiments, records, store
+from transfusion.experiments import baselines
 from transfusion.images import folds, ingest, tasks
 from transfusion.similarity import activations, comparison
+from transfusion.studies import collected, schedule
 from transfusion.training import fit
 
-from .conftest import KNOBS, collected, poison
+from .conftest import KNOBS, poison, results_of
 
 DRAWN = config.Data(name="fundus", size=32, train=120, valid=60, test=40)
 
@@ -319,14 +321,14 @@ def test_what_cannot_be_computed_is_told_before(cache, spec, message):
 
 def test_baselines_are_computed_recorded_and_come_back(cache):
     knobs = {**KNOBS, "inits": ["random"], "seeds": 1}
-    collected("performance", **knobs)
+    results_of("performance", **knobs)
     specs = [s for s in experiments.runs("performance", **knobs) if isinstance(s, config.Baseline)]
     assert [s.features for s in specs] == ["statistics", "thumbnail", "frozen"]
     facts = records.facts("made_up")
     for spec in specs:
         told = facts[spec.key]
         assert told["kind"] == "Baseline" and config.load(told["spec"]) == spec
-        xr.testing.assert_equal(experiments.result("made_up", spec), baselines.compute(spec))
+        xr.testing.assert_equal(collected.result("made_up", spec), baselines.compute(spec))
         assert store.weights_path(spec.key) is None
         assert not records.leaves_precision(spec)
     run = experiments.runs("performance", **knobs)[0]

@@ -13,7 +13,8 @@ import nbformat
 import numpy as np
 import psutil
 import pytest
-from transfusion import batch, config, store, studies
+from transfusion import config, store
+from transfusion.studies import batch, grouping
 
 from .conftest import KNOBS, ROOT, link_tracked
 
@@ -180,7 +181,7 @@ def test_eight_at_once_do_no_run_twice(tmp_path):
     ended = [(*call.communicate(), call.returncode) for call in calls]
     assert [code for *_, code in ended] == [0] * 8, ended
     print("\n" + ended[0][0], *(err.splitlines()[0] for _, err, _ in ended), sep="\n")
-    specs = {s.key: s for g in studies.groups("smoke").values() for s in g.specs}
+    specs = {s.key: s for g in grouping.groups("smoke").values() for s in g.specs}
     assert smoke.finished().keys() == specs.keys()
     for key, spec in specs.items():
         if isinstance(spec, config.Run):

@@ -15,7 +15,9 @@ from urllib.parse import unquote, urldefrag
 import numpy as np
 import PIL.Image
 import pytest
-from transfusion import claims, experiments, render, studies
+from transfusion.experiments import claims, plan
+from transfusion.pages import build
+from transfusion.studies import params, render
 
 from .conftest import transfusion
 
@@ -253,7 +255,7 @@ def test_every_answer_and_its_command_are_two_clicks_away(pages, html):
     says both again: claim, verdict, interval, and how to compute it."""
     told = pages["intro.html", 1280]["claims"]
     assert [says for says, _ in told] == [claim.says for claim in claims.CLAIMS.values()]
-    asked = {chapter for study in ("cells", "chest") for chapter in studies.chapters(study)}
+    asked = {chapter for study in ("cells", "chest") for chapter in params.chapters(study)}
     nobody = {c.says for n, c in claims.CLAIMS.items() if n == "findings" or c.chapter not in asked}
     for says, links in told:
         assert links or says in nobody, says
@@ -278,9 +280,9 @@ def test_a_chapter_is_as_long_as_one_reads(pages):
     words = {
         name: page["words"]
         for (name, width), page in pages.items()
-        if Path(name).stem in experiments.CHAPTERS and width == 1280 and page["words"] >= TO_COME
+        if Path(name).stem in plan.CHAPTERS and width == 1280 and page["words"] >= TO_COME
     }
-    assert len(words) >= sum(name in experiments.CHAPTERS for name in render._pages("smoke"))
+    assert len(words) >= sum(name in plan.CHAPTERS for name in build._pages("smoke"))
     assert {name: count for name, count in words.items() if not 300 <= count <= 700} == {}
 
 

@@ -16,21 +16,11 @@ import pytest
 import torch
 import xarray as xr
 from safetensors.torch import load_file, save_file
-from transfusion import (
-    box,
-    cli,
-    config,
-    crew,
-    experiments,
-    outbox,
-    pack,
-    records,
-    schedule,
-    store,
-    studies,
-    work,
-)
+from transfusion import cli, config, records, store, studies
+from transfusion.boxes import box, crew, outbox, pack, work
+from transfusion.experiments import plan
 from transfusion.images import ingest, tasks
+from transfusion.studies import grouping, params, schedule
 from transfusion.training import fit
 
 from .conftest import KNOBS, ROOT
@@ -50,9 +40,9 @@ def study(cache, tmp_path, monkeypatch):
     (folder / "common.yml").write_text(json.dumps(common))
     (folder / "performance.yml").write_text("{study: made_up}")
     (folder / "representations.yml").write_text(json.dumps({"study": "made_up"} | compared))
-    studies.groups.cache_clear()
+    grouping.groups.cache_clear()
     yield cache
-    studies.groups.cache_clear()
+    grouping.groups.cache_clear()
 
 
 @pytest.fixture
@@ -83,7 +73,7 @@ def keys(out):
 
 def collected():
     chapters = ("performance", "representations")
-    return {c: experiments.collect(c, **studies.parameters("made_up", c)) for c in chapters}
+    return {c: studies.collect(c, **params.parameters("made_up", c)) for c in chapters}
 
 
 def test_what_a_box_brings_home_is_what_would_have_been_computed_here(
@@ -104,7 +94,7 @@ def test_what_a_box_brings_home_is_what_would_have_been_computed_here(
     assert len(found.added) == 8 and not found.refused and len(found.weights) == 1
     again = box.merge([out])
     assert not again.added and sorted(again.there) == sorted(found.added)
-    source = next(e.spec for e in entries if e.spec.seed == experiments.SOURCE_SEED)
+    source = next(e.spec for e in entries if e.spec.seed == plan.SOURCE_SEED)
     run = next(e.spec for e in entries if getattr(e.spec, "init", config.Init()).source)
     brought = fit.source_state(run.init)
     with monkeypatch.context() as patch:
@@ -216,9 +206,9 @@ def test_a_box_begins_with_the_first_repetition_of_every_fold(study, tmp_path):
     folder = store.HOME / "params/made_up"
     common = json.loads((folder / "common.yml").read_text()) | {"folds": 3, "seeds": 2}
     (folder / "common.yml").write_text(json.dumps(common))
-    studies.groups.cache_clear()
+    grouping.groups.cache_clear()
     made = pack.pack(["made_up:performance"], tmp_path / "box")
-    asked = [e.spec for e in made.entries if e.spec.seed != experiments.SOURCE_SEED]
+    asked = [e.spec for e in made.entries if e.spec.seed != plan.SOURCE_SEED]
     places = [(spec.seed, spec.data.fold) for spec in asked]
     assert places == sorted(places) and len(set(places)) == 6
     told = {pack._named(spec).partition(" ")[2] for spec in asked}
@@ -319,9 +309,9 @@ def test_a_run_whose_task_was_refused_is_refused(study, tmp_path, tiny_run):
 
 def test_networks_of_a_comparison_are_trained_in_the_box(study, tmp_path):
     """Their weights are here, and do not travel; so a box with the comparison alone has them."""
-    schedule.compute_here(studies.specs("made_up", "performance"), "made_up")
+    schedule.compute_here(params.specs("made_up", "performance"), "made_up")
     made = pack.pack(["made_up:representations"], tmp_path / "box")
-    *_, comparison = studies.specs("made_up", "representations")
+    *_, comparison = params.specs("made_up", "representations")
     assert [entry.spec for entry in made.entries] == [*comparison.runs, comparison]
     assert len(list((tmp_path / "box/sources").iterdir())) == 1
 
@@ -402,15 +392,15 @@ def test_weights_travel_in_half_precision_where_that_is_exact(cache, tmp_path, r
 
 
 def test_what_is_recorded_is_not_packed_and_a_source_travels_as_its_weights(study, tmp_path):
-    every = studies.everything(studies.specs("made_up", "performance"))
-    (source,) = [spec for spec in every if spec.seed == experiments.SOURCE_SEED]
+    every = grouping.everything(params.specs("made_up", "performance"))
+    (source,) = [spec for spec in every if spec.seed == plan.SOURCE_SEED]
     schedule.compute_here([source], "made_up")
     made = pack.pack(["made_up"], tmp_path / "box")
     assert source.key not in {entry.spec.key for entry in made.entries}
     assert (tmp_path / f"box/sources/{source.key}/weights-{source.key}-0").is_dir()
     assert 2e6 < made.size < 4e6, "CBR-Tiny in half precision and the library"
-    schedule.compute_here(studies.specs("made_up", "performance"), "made_up")
-    schedule.compute_here(studies.specs("made_up", "representations"), "made_up")
+    schedule.compute_here(params.specs("made_up", "performance"), "made_up")
+    schedule.compute_here(params.specs("made_up", "representations"), "made_up")
     with pytest.raises(ValueError, match="nothing to pack"):
         pack.pack(["made_up"], tmp_path / "box")
 
@@ -432,7 +422,7 @@ def test_what_does_not_fit_is_left_out_from_the_end_and_listed(study, tmp_path):
 
 def test_chapters_are_packed_in_the_order_in_which_they_are_named(study, tmp_path):
     made = pack.pack(["made_up:representations", "made_up"], tmp_path / "box")
-    first = {spec.key for spec in studies.everything(studies.specs("made_up", "representations"))}
+    first = {spec.key for spec in grouping.everything(params.specs("made_up", "representations"))}
     keys = [entry.spec.key for entry in made.entries]
     assert set(keys[: len(first)]) == first and len(keys) == len(set(keys)) > len(first)
     with pytest.raises(ValueError, match="unknown chapter of made_up 'figures'"):

@@ -1,9 +1,10 @@
 import json
 
 import pytest
-from transfusion import cache, cli, experiments, schedule, store, studies
+from transfusion import cli, experiments, store, studies
+from transfusion.studies import cache, grouping, params, schedule
 
-from .conftest import KNOBS, collected
+from .conftest import KNOBS, results_of
 
 
 @pytest.fixture
@@ -19,10 +20,10 @@ def cache_with_study(cache, tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "common.yml").write_text(json.dumps({**KNOBS, "seeds": 1}))
     (folder / "performance.yml").write_text("{study: made_up}")
-    studies.groups.cache_clear()
-    collected("performance", **studies.parameters("made_up", "performance"))
+    grouping.groups.cache_clear()
+    results_of("performance", **params.parameters("made_up", "performance"))
     yield cache
-    studies.groups.cache_clear()
+    grouping.groups.cache_clear()
 
 
 def test_what_is_kept_is_listed_with_who_needs_it(kept, tiny_run):
@@ -43,7 +44,7 @@ def test_pruning_lists_first_and_removes_only_what_no_study_needs(kept, tiny_run
     assert cli.main(["cache", "prune", "--yes"]) == 0
     assert store.state(strange.key) == "missing"
     assert cache.superfluous() == []
-    runs = experiments.runs("performance", **studies.parameters("made_up", "performance"))
+    runs = experiments.runs("performance", **params.parameters("made_up", "performance"))
     assert schedule.missing(runs) == []
 
 
@@ -75,7 +76,7 @@ def test_a_manifest_that_lies_is_found(kept):
 
 def test_collecting_again_leaves_no_line_of_a_chapter_that_is_gone(kept):
     store.discard(store.results_path("made_up", "performance"))
-    experiments.collect("data", **{**KNOBS, "seeds": 1, "inits": ["random"]})
+    studies.collect("data", **{**KNOBS, "seeds": 1, "inits": ["random"]})
     listed = (store.root() / "collected/made_up/manifest.csv").read_text()
     assert "performance" not in listed and "data" in listed
     assert cache.verify().empty

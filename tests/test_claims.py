@@ -3,9 +3,13 @@ import json
 import numpy as np
 import pytest
 from scipy import stats
-from transfusion import claims, effects, paper, representations, studies
-from transfusion.claims import CLAIMS, Claim, Finding
+from transfusion import pages
+from transfusion.experiments import accuracy, claims, effects, features, filters, learning, paper
+from transfusion.experiments.claims import CLAIMS
+from transfusion.experiments.effects import Claim, Finding
+from transfusion.pages import verdicts
 from transfusion.statistics import contrasts, intervals
+from transfusion.studies import collected
 
 from . import made_up
 from .made_up import FALLING, LARGE, LEVEL, MODELS, STAYING, at_rates, ignorant
@@ -207,7 +211,7 @@ def foretold_anew(results, rng):
 
 def blocks_anew(results, rng):
     """What each further block adds, exchanged."""
-    path = effects.prefixes(results, "cbr_tiny")
+    path = learning.prefixes(results, "cbr_tiny")
     auc = results["auc"].sel(init=path)
     added = auc.diff("init").transpose("model", "fold", "seed", "step", "init")
     order = rng.permuted(np.tile(np.arange(3), (*added.shape[:3], 1, 1)), axis=-1)
@@ -227,21 +231,21 @@ def frozen_anew(results, rng):
 # Of a claim of a difference what decides it, the labels that it is about, and how these are dealt
 # anew.
 BY_CHANCE = {
-    "findings": (effects.findings, lambda r, rng: made_up.collected(
+    "findings": (accuracy.findings, lambda r, rng: made_up.collected(
         inits("random", "transfer")(r, rng))),
-    "little_data": (effects.little_data, inits("random", "transfer")),
-    "shrinking": (effects.shrinking, inits("random", "transfer")),
-    "frozen_features": (effects.fine_tuning, frozen_anew),
-    "representations": (representations.other_features, made_up.relabelled),
-    "size": (representations.size, models(*MODELS, over="pair")),
-    "low_reuse": (representations.low_reuse, made_up.relabelled),
-    "foretelling": (representations.foretelling, foretold_anew),
-    "moving": (representations.moving, models("cbr_small", LARGE)),
-    "gabor_filters": (lambda r: representations.gabor_changes(r, "transfer"), states),
-    "scaling": (effects.scaling, inits("random", "mean_var")),
-    "scale_alone": (effects.scale_alone, inits("mean_var", "batch_norm")),
-    "first_layer_most": (effects.first_block, blocks_anew),
-    "low_layers": (effects.low_against_many, inits("transfusion:conv1", "suffix:block1")),
+    "little_data": (accuracy.little_data, inits("random", "transfer")),
+    "shrinking": (accuracy.shrinking, inits("random", "transfer")),
+    "frozen_features": (accuracy.fine_tuning, frozen_anew),
+    "representations": (features.other_features, made_up.relabelled),
+    "size": (features.size, models(*MODELS, over="pair")),
+    "low_reuse": (features.low_reuse, made_up.relabelled),
+    "foretelling": (features.foretelling, foretold_anew),
+    "moving": (filters.moving, models("cbr_small", LARGE)),
+    "gabor_filters": (lambda r: filters.gabor_changes(r, "transfer"), states),
+    "scaling": (learning.scaling, inits("random", "mean_var")),
+    "scale_alone": (learning.scale_alone, inits("mean_var", "batch_norm")),
+    "first_layer_most": (learning.first_block, blocks_anew),
+    "low_layers": (learning.low_against_many, inits("transfusion:conv1", "suffix:block1")),
 }  # fmt: skip
 # A claim of no difference, and truths at twice its margin.
 TWICE = {
@@ -306,7 +310,7 @@ def test_networks_that_learned_at_one_rate_alone_do_not_decide():
     found = claims.decide("scale_alone", results.assign(test_auc=lost))
     assert (found.verdict, found.p) == ("inconclusive", 1)
     neither = claims.decide("scale_alone", ignorant(results))
-    assert neither == Finding("not testable", 1, claims.NOT_LEARNED)
+    assert neither == Finding("not testable", 1, effects.NOT_LEARNED)
     one = claims.decide("scale_alone", results.isel(lr=[0]))
     assert one.verdict == "holds" and "0.0003" not in one.found
 
@@ -353,7 +357,7 @@ def test_one_run_decides_nothing(name, all_learned):
 @pytest.mark.parametrize("name", [*ESTIMATED, "source_accuracy"])
 def test_nothing_is_said_where_every_run_failed(name, all_learned):
     found = claims.decide(name, none_done(CASES[name]["holds"]()))
-    assert found is claims.NOTHING or name == "source_accuracy"
+    assert found is effects.NOTHING or name == "source_accuracy"
     assert found.verdict in ("inconclusive", "not testable")
 
 
@@ -365,7 +369,7 @@ def test_a_claim_can_do_without_some_arms(name, lack, all_learned):
     found = claims.decide(name, left if lack == "model" else from_random_alone(results))
     assert found.verdict in intervals.VERDICTS and "nan" not in found.found
     needs = NEEDS_LARGE if lack == "model" else NEEDS_OTHER
-    assert (found is claims.NOTHING) == (name in needs) or name == "source_accuracy"
+    assert (found is effects.NOTHING) == (name in needs) or name == "source_accuracy"
 
 
 @pytest.mark.parametrize("name", ESTIMATED)
@@ -460,8 +464,8 @@ def study(monkeypatch):
             raise FileNotFoundError(chapter)
 
     def table(asked=(), **found):
-        monkeypatch.setattr(studies, "results", open_)
-        monkeypatch.setattr(claims, "_chapters", lambda study: [*asked])
+        monkeypatch.setattr(collected, "results", open_)
+        monkeypatch.setattr(verdicts, "_chapters", lambda study: [*asked])
         made = {
             name: Claim(
                 str(result), name, str, lambda _, result=result: result, name.startswith("e_")
@@ -470,7 +474,7 @@ def study(monkeypatch):
         }
         monkeypatch.setattr(claims, "CLAIMS", made)
         monkeypatch.setattr(contrasts, "rates", lambda results: {None: results})
-        return claims.table("any")
+        return pages.all_verdicts("any")
 
     return table
 
@@ -525,7 +529,7 @@ def test_what_is_counted_is_not_a_test_among_others(study):
 
 
 def test_claims_that_nothing_speaks_to_are_absent(study):
-    table = study(one=found("holds", 0.01), none=None, nothing=claims.NOTHING)
+    table = study(one=found("holds", 0.01), none=None, nothing=effects.NOTHING)
     assert list(table.index) == ["one"]
     empty = study(none=None)
     assert len(empty) == 0 and {"verdict", "p", "found", "adjusted", "alone"} <= set(empty)
@@ -543,12 +547,12 @@ def test_the_table_of_a_study_decides_each_claim_by_its_chapter(monkeypatch, all
             raise FileNotFoundError(chapter)
         return chapters[chapter]
 
-    monkeypatch.setattr(studies, "results", open_)
-    table = claims.table("any")
+    monkeypatch.setattr(collected, "results", open_)
+    table = pages.all_verdicts("any")
     # No source was trained here, no chest film shown, and no batch norm alone.
     assert list(table.index) == ["transfer", "small_networks", "scaling", "small_in_size_alone"]
     assert (table["verdict"] == "holds").all()
-    given = claims.table("any", {"transfer": found("differs", 0.001)})
+    given = pages.all_verdicts("any", {"transfer": found("differs", 0.001)})
     assert given["verdict"].to_dict() == dict(table["verdict"]) | {"transfer": "differs"}
 
 
@@ -574,6 +578,6 @@ def test_another_task_is_no_other_recipe(all_learned):
 )
 def test_findings_that_must_agree(verdicts, p, expected):
     parts = [Finding(*each, f"so {i}") for i, each in enumerate(zip(verdicts, p, strict=True))]
-    both = claims.all_of(("one", parts[0]), ("other", parts[1]))
+    both = effects.all_of(("one", parts[0]), ("other", parts[1]))
     assert (both.verdict, both.p) == expected and both.found == "one so 0; other so 1"
-    assert claims.all_of(("one", parts[0]), ("other", claims.NOTHING)) is claims.NOTHING
+    assert effects.all_of(("one", parts[0]), ("other", effects.NOTHING)) is effects.NOTHING

@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 import yaml
 from pydantic import ValidationError
-from transfusion import config, studies
+from transfusion import config
+from transfusion.studies import params
 
 from .conftest import ROOT
 
@@ -111,19 +112,19 @@ def test_specifications_are_strict(field):
 def test_yaml_reads_exponents_as_numbers(tmp_path):
     path = tmp_path / "a.yml"
     path.write_text("a: 1e-3\nb: [1e3, 2E+2]\nc: 0.001\nd: e3\n")
-    assert studies.read_yaml(path) == {"a": 0.001, "b": [1000.0, 200.0], "c": 0.001, "d": "e3"}
+    assert params.read_yaml(path) == {"a": 0.001, "b": [1000.0, 200.0], "c": 0.001, "d": "e3"}
 
 
 @pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: [1\n"])
 def test_yaml_that_is_no_parameter_file(tmp_path, text):
     (tmp_path / "a.yml").write_text(text)
     with pytest.raises(ValueError, match="a.yml"):
-        studies.read_yaml(tmp_path / "a.yml")
+        params.read_yaml(tmp_path / "a.yml")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "params").rglob("*.yml")), ids=str)
 def test_plain_yaml_reads_parameter_files_alike(path):
-    assert yaml.safe_load(path.read_text()) == studies.read_yaml(path)
+    assert yaml.safe_load(path.read_text()) == params.read_yaml(path)
 
 
 def test_unknown_names_are_answered_with_the_nearest():

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
-from transfusion import config, experiments, machine, schedule, store, studies
+from transfusion import config, experiments, machine, store, studies
+from transfusion.experiments import plan
 from transfusion.images import ingest, tasks
 from transfusion.statistics import metrics
+from transfusion.studies import collected, grouping, params, schedule, status
 
-from .conftest import KNOBS, collected, poison
+from .conftest import KNOBS, poison, results_of
 
 
 def trainings(chapter, **knobs):
@@ -293,13 +295,13 @@ def test_no_test_image_reaches_the_choice_of_a_rate(cache, photographs, monkeypa
     name = ingest.prepare("mine", size=32, folder=photographs).attrs["name"]
     own = {"target": name, "train_size": None, "valid_size": None, "test_size": None}
     knobs = {**KNOBS, **own, "inits": ["random"], "rates": [0.01, 0.001], "batch": 8}
-    honest = collected("tuning", **knobs)
+    honest = results_of("tuning", **knobs)
     sizes = {"lr": 2, "model": 1, "init": 1, "fold": 1, "seed": 2, "step": 2}
     assert honest.auc.sizes == sizes
     shutil.copytree(cache / "datasets", tmp_path / "other/datasets")
     monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path / "other"))
     poison(name, 32)
-    poisoned = collected("tuning", afresh=True, **knobs)
+    poisoned = results_of("tuning", afresh=True, **knobs)
     xr.testing.assert_equal(poisoned[["auc", "loss"]], honest[["auc", "loss"]])
     assert (poisoned.test_auc != honest.test_auc).any()
 
@@ -323,7 +325,7 @@ def test_unknown_chapter_and_study():
     with pytest.raises(ValueError, match="Did you mean 'performance'"):
         experiments.runs("performances", **KNOBS)
     with pytest.raises(ValueError, match="unknown study 'quik'"):
-        studies.parameters("quik", "performance")
+        params.parameters("quik", "performance")
 
 
 def test_a_study_without_a_file(tmp_path, monkeypatch):
@@ -332,11 +334,11 @@ def test_a_study_without_a_file(tmp_path, monkeypatch):
     (tmp_path / "params/mine/common.yml").write_text("study: mine\n")
     (tmp_path / "params/mine/data.yml").write_text("")
     with pytest.raises(ValueError, match=r"'mine' has no performance.yml; it has data"):
-        studies.parameters("mine", "performance")
+        params.parameters("mine", "performance")
 
 
 def test_collect_computes_once_and_then_reads(cache, monkeypatch):
-    first = experiments.collect("performance", **KNOBS)
+    first = studies.collect("performance", **KNOBS)
     assert first.auc.sizes == {"model": 1, "init": 2, "fold": 1, "seed": 2, "step": 2}
     assert first.init.values.tolist() == ["random", "transfer"]
     assert np.isfinite(first.test_auc).all() and first.attrs["train_images"] == 32
@@ -347,13 +349,13 @@ def test_collect_computes_once_and_then_reads(cache, monkeypatch):
     assert first.test_auc.sel(model="cbr_tiny", init="transfer", fold=0, seed=1) == one.test_auc
     assert [run.get("lr") for run in runs] == [0.001] * 4 + [None] * 4, "a baseline has none"
     monkeypatch.setattr(schedule, "compute", None)
-    assert experiments.collect("performance", **KNOBS).identical(first)
+    assert studies.collect("performance", **KNOBS).identical(first)
 
 
 def test_a_simulated_chapter_needs_no_runs():
-    assert experiments.runs("methods", **studies.parameters("quick", "methods")) == []
-    assert studies.is_collected("quick", "methods")
-    assert "target" not in studies.parameters("quick", "methods")
+    assert experiments.runs("methods", **params.parameters("quick", "methods")) == []
+    assert collected.is_collected("quick", "methods")
+    assert "target" not in params.parameters("quick", "methods")
 
 
 @pytest.fixture
@@ -373,7 +375,7 @@ def study(tmp_path, monkeypatch):
 def test_a_plan_counts_each_run_once_with_its_source(cache, study):
     scaling = {"inits": ["random", "mean_var", "transfer"]}
     study(performance={}, weight_scaling=scaling, representations={})
-    planned = studies.plan("made_up")
+    planned = status.plan("made_up")
     assert planned.index.tolist() == ["performance", "representations", "weight_scaling", "all"]
     assert planned["runs"].tolist() == [5, 0, 2, 7]
     assert planned["comparisons"].tolist() == [0, 1, 0, 1]
@@ -385,20 +387,20 @@ def test_a_plan_counts_each_run_once_with_its_source(cache, study):
     *_, comparison = experiments.runs("representations", **KNOBS)
     probes = experiments.runs("performance", **KNOBS)
     everything = [*experiments.runs("weight_scaling", **{**KNOBS, **scaling}), *probes]
-    every = studies.everything([*everything, comparison])
-    seconds = sum(map(schedule.cost, every)) / studies.CORE
+    every = grouping.everything([*everything, comparison])
+    seconds = sum(map(schedule.cost, every)) / grouping.CORE
     assert planned["core-hours"]["all"] == pytest.approx(seconds / 3600)
-    twice = studies.plan("made_up", core=studies.CORE / 2, gpu=studies.GPU / 2)
+    twice = status.plan("made_up", core=grouping.CORE / 2, gpu=grouping.GPU / 2)
     for column in ("core-hours", "GPU-hours", "of these missing"):
         assert twice[column]["all"] == pytest.approx(2 * plan[column]["all"])
 
 
 def test_what_is_missing_of_a_plan_falls_to_nothing(cache, study):
     study(performance={"seeds": 1}, weight_scaling={"inits": ["random", "mean_var"], "seeds": 1})
-    before = studies.plan("made_up")
+    before = status.plan("made_up")
     assert before["of these missing"].equals(before["core-hours"].rename("of these missing"))
-    collected("performance", **{**KNOBS, "seeds": 1})
-    after = studies.plan("made_up")
+    results_of("performance", **{**KNOBS, "seeds": 1})
+    after = status.plan("made_up")
     assert after["core-hours"].equals(before["core-hours"])
     scaling = before["core-hours"]["weight_scaling"]
     assert after["of these missing"].tolist() == [0, scaling, scaling]
@@ -407,12 +409,12 @@ def test_what_is_missing_of_a_plan_falls_to_nothing(cache, study):
 def test_a_plan_refuses_unknown_parameters(cache, study):
     study(performance={"step": 3})
     with pytest.raises(ValueError, match="Did you mean 'steps'"):
-        studies.plan("made_up")
+        status.plan("made_up")
 
 
 def test_status_counts_runs(cache):
-    table = studies.status("smoke")
-    performance = studies.specs("smoke", "performance")
+    table = status.status("smoke")
+    performance = params.specs("smoke", "performance")
     sources = {s.init.source for s in performance if isinstance(s.init.source, config.Run)}
     assert table.loc["performance", "missing"] == len(performance) + len(sources)
     counts = table[list(store.STATES)]
@@ -420,7 +422,7 @@ def test_status_counts_runs(cache):
     assert counts.loc["all", "missing"] < counts.drop(index="all")["missing"].sum(), "shared"
     assert table.loc["all", "to come"] > 0 == table.loc["all", "MB"] == table.loc["all", "hours"]
     chapters = table.drop(index="all")
-    without = chapters.index.isin(experiments.WITHOUT_RUNS)
+    without = chapters.index.isin(plan.WITHOUT_RUNS)
     assert (chapters["collected"] == np.where(without, "yes", "no")).all()
 
 
@@ -437,14 +439,12 @@ def test_status_tells_what_another_version_made_what_runs_and_what_it_cost(cache
     assert store.state(run.key) == "stale"
 
 
-@pytest.mark.parametrize("study", studies.studies())
+@pytest.mark.parametrize("study", params.studies())
 def test_parameter_files_are_understood(study):
-    for chapter in studies.chapters(study):
-        parameters = studies.parameters(study, chapter)
+    for chapter in params.chapters(study):
+        parameters = params.parameters(study, chapter)
         assert parameters["study"] == study
-        assert bool(experiments.runs(chapter, **parameters)) != (
-            chapter in experiments.WITHOUT_RUNS
-        )
+        assert bool(experiments.runs(chapter, **parameters)) != (chapter in plan.WITHOUT_RUNS)
 
 
 def test_precision_follows_the_machine(monkeypatch):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 from sklearn.metrics import average_precision_score
+from transfusion.experiments import learning
 from transfusion.statistics import intervals, metrics
 from transfusion.statistics.intervals import Decision, Interval
 
@@ -582,9 +583,9 @@ def test_no_effect_seldom_counts_as_one(rng):
 
 def test_steps_to_a_level():
     steps, curve = np.array([10, 20, 30]), np.array([0.5, 0.7, 0.9])
-    assert intervals.steps_to(0.8, steps, curve) == pytest.approx(25)
-    assert intervals.steps_to(0.4, steps, curve) == 10
-    assert intervals.steps_to(0.95, steps, curve) == np.inf
+    assert learning.steps_to(0.8, steps, curve) == pytest.approx(25)
+    assert learning.steps_to(0.4, steps, curve) == 10
+    assert learning.steps_to(0.95, steps, curve) == np.inf
 
 
 def test_average_precision_is_that_of_scikit_learn(rng):

@@ -7,10 +7,12 @@ import pytest
 from scipy import special, stats
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.weightstats import DescrStatsW
-from transfusion import effects, experiments, records, store, studies
+from transfusion import experiments, records, store, studies
+from transfusion.experiments import accuracy, learning
 from transfusion.statistics import contrasts
+from transfusion.studies import collected, params
 
-from .conftest import KNOBS, ROOT, collected
+from .conftest import KNOBS, ROOT, results_of
 
 MADE = {**KNOBS, "folds": 3, "evaluate_at": [1, 3]}
 SPEED = {"inits": ["random", "mean_var", "batch_norm"], "rates": [0.001]}
@@ -18,14 +20,14 @@ SPEED = {"inits": ["random", "mean_var", "batch_norm"], "rates": [0.001]}
 
 @pytest.fixture
 def made(cache):
-    return collected("performance", **MADE), "made_up", experiments.runs("performance", **MADE)
+    return results_of("performance", **MADE), "made_up", experiments.runs("performance", **MADE)
 
 
 def tracked():
     """Studies in git of which every training of `performance` is there."""
     names = [p.name for p in (ROOT / "data_cache/results").glob("[a-z]*") if p.is_dir()]
     names = [name for name in names if name not in ("quick", "smoke")]
-    return [name for name in names if studies.is_collected(name, "performance")]
+    return [name for name in names if collected.is_collected(name, "performance")]
 
 
 def kept(study, specs):
@@ -94,7 +96,7 @@ def recomputed(found, models, one, other):
 def check(results, found):
     models = list(results.model.values)
     tuned, random, frozen = ("transfer", False), ("random", False), ("transfer", True)
-    for measure, other in ((effects.gains, random), (effects.fine_tuning, frozen)):
+    for measure, other in ((accuracy.gains, random), (accuracy.fine_tuning, frozen)):
         effect = measure(results)
         for model, (mean, error) in recomputed(found, models, tuned, other):
             ours = contrasts.combined(effect.rows[(model,)])
@@ -107,13 +109,13 @@ def test_gains_and_fine_tuning_are_those_of_scikit_learn(made, monkeypatch):
     check(results, kept(study, specs))
     monkeypatch.delenv("TRANSFUSION_CACHE")
     for study in tracked():
-        specs = studies.specs(study, "performance")
+        specs = params.specs(study, "performance")
         check(studies.results(study, "performance"), kept(study, specs))
 
 
 def test_what_scale_alone_does_is_that_of_numpy_and_statsmodels(cache):
     knobs = MADE | SPEED | {"seeds": 1}
-    results = collected("weight_scaling", **knobs).isel(lr=0)
+    results = results_of("weight_scaling", **knobs).isel(lr=0)
     folder, specs = store.records_folder("made_up"), experiments.runs("weight_scaling", **knobs)
     names, areas = records.recorded("made_up", specs), {}
     for spec in specs:
@@ -123,7 +125,7 @@ def test_what_scale_alone_does_is_that_of_numpy_and_statsmodels(cache):
             area = np.trapezoid(100 * record.auc.values, steps) / (steps[-1] - steps[0])
             areas[spec.init.name, spec.data.fold] = area
     more = [areas["mean_var", fold] - areas["batch_norm", fold] for fold in range(3)]
-    ours = contrasts.combined(effects.scale_alone(results).rows[("cbr_tiny",)])
+    ours = contrasts.combined(learning.scale_alone(results).rows[("cbr_tiny",)])
     assert ours.mean == pytest.approx(np.mean(more), abs=1e-4)
     assert (ours.low, ours.high) == pytest.approx(DescrStatsW(more).tconfint_mean(), abs=1e-3)
     assert stats.ttest_1samp(more, 0).df == ours.freedom
@@ -137,7 +139,7 @@ def test_repetitions_pair_arm_by_arm(made):
         (k, r): 100 * (roc_auc_score(*first[k][r][:2]) - roc_auc_score(*second[k][r][:2]))
         for k, r in itertools.product(range(3), range(2))
     }
-    (value,) = effects.gains(results).rows.values()
+    (value,) = accuracy.gains(results).rows.values()
     ours = sum(weight * one["value"] for weight, one in value)
     for (fold, seed), expected in aucs.items():
         assert float(ours.sel(fold=fold, seed=seed)) == pytest.approx(expected, abs=1e-4)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from transfusion import cache as care
-from transfusion import config, experiments, machine, records, schedule, store, studies
+from transfusion import config, experiments, machine, records, store, studies
 from transfusion.statistics import metrics
+from transfusion.studies import cache, collected, grouping, params, schedule, status
 from transfusion.training import fit
 
-from .conftest import KNOBS, collected
+from .conftest import KNOBS, results_of
 
 
 def made(key, size=50, **facts):
@@ -183,27 +183,27 @@ def study(cache, tmp_path, monkeypatch):
     for chapter in ("performance", "representations", "first_layer"):
         own = {"images": 40, "positions": 4, "neurons": 8} if chapter[0] == "r" else {}
         (folder / f"{chapter}.yml").write_text(json.dumps({"study": "made_up"} | own))
-    studies.groups.cache_clear()
-    for chapter in studies.chapters("made_up"):
-        collected(chapter, **studies.parameters("made_up", chapter))
+    grouping.groups.cache_clear()
+    for chapter in params.chapters("made_up"):
+        results_of(chapter, **params.parameters("made_up", chapter))
     yield cache
-    studies.groups.cache_clear()
+    grouping.groups.cache_clear()
 
 
 CHAPTERS = ("performance", "representations", "first_layer")
 
 
-def collected():
-    return {c: experiments.collect(c, **studies.parameters("made_up", c)) for c in CHAPTERS}
+def both_chapters():
+    return {c: studies.collect(c, **params.parameters("made_up", c)) for c in CHAPTERS}
 
 
 def test_records_alone_give_every_chapter_without_training(study, monkeypatch):
-    before = collected()
+    before = both_chapters()
     for name in ("runs", "collected", "datasets"):
         shutil.rmtree(study / name)
     monkeypatch.setattr(schedule, "compute", None)
-    assert set(studies.status("made_up")["collected"]) == {"yes", ""}
-    after = collected()
+    assert set(status.status("made_up")["collected"]) == {"yes", ""}
+    after = both_chapters()
     for chapter in CHAPTERS:
         xr.testing.assert_identical(after[chapter], before[chapter])
     assert not (study / "runs").exists()
@@ -219,8 +219,8 @@ def test_results_follow_parameters_that_have_changed(study):
 
 
 def test_with_half_of_the_records_the_other_half_is_computed(study):
-    before = collected()
-    specs = studies.specs("made_up", "performance")
+    before = both_chapters()
+    specs = params.specs("made_up", "performance")
     lost = specs[::2]
     assert {type(spec) for spec in lost} == {config.Run, config.Baseline}
     for spec in lost:
@@ -232,7 +232,7 @@ def test_with_half_of_the_records_the_other_half_is_computed(study):
     sources = {s.init.source.key for s in lost if isinstance(s.init.source, config.Run)}
     assert set(todo) == {spec.key for spec in lost} | sources
     schedule.compute_here(specs, "made_up")
-    after = collected()["performance"]
+    after = both_chapters()["performance"]
     timed = ["records", "runs"]
     for results in (before["performance"], after):
         for name in timed:
@@ -243,23 +243,23 @@ def test_with_half_of_the_records_the_other_half_is_computed(study):
 
 
 def test_a_comparison_asks_for_weights_again_and_plan_says_so(study):
-    *_, comparison = studies.specs("made_up", "representations")
+    *_, comparison = params.specs("made_up", "representations")
     shutil.rmtree(store.records_folder("made_up") / comparison.key)
-    assert studies.plan("made_up").loc["all", "trained again"] == 0
+    assert status.plan("made_up").loc["all", "trained again"] == 0
     shutil.rmtree(study / "runs")
-    plan = studies.plan("made_up")
+    plan = status.plan("made_up")
     # Its four networks, and the source that two of them start from.
     assert plan.loc["representations", "trained again"] == 5
     assert plan.loc["performance", "of these missing"] == 0 < plan.loc["all", "of these missing"]
-    done = studies.status("made_up").loc["performance"]
+    done = status.status("made_up").loc["performance"]
     assert done["done"] == 5 + 4 and done["to come"] == 0, "four are baselines"
 
 
 def test_what_is_shown_is_computed_from_the_logits_that_are_kept(study):
-    run = studies.specs("made_up", "performance")[0]
+    run = params.specs("made_up", "performance")[0]
     record = records.read(store.records_folder("made_up"), run.key)
     assert "test_auc" not in record and record.test_logit.dtype == np.float16
-    found = experiments.result("made_up", run)
+    found = collected.result("made_up", run)
     scores = metrics.probabilities(record.test_logit.values, "grades")
     target = found.test_target.values
     assert float(found.test_auc) == metrics.auc(target, scores, record.attrs["positive_from"])
@@ -281,24 +281,24 @@ def test_targets_and_patients_are_kept_once_a_task_and_nobody_is_named(study):
 
 
 def test_a_changed_record_is_found_and_computed_again(study):
-    run = studies.specs("made_up", "performance")[0]
+    run = params.specs("made_up", "performance")[0]
     chunk = store.records_folder("made_up") / run.key / "c/0"
     chunk.write_bytes(chunk.read_bytes()[:-1] + bytes([chunk.read_bytes()[-1] ^ 1]))
-    assert list(care.verify().index) == [f"results/made_up/{run.key}"]
+    assert list(cache.verify().index) == [f"results/made_up/{run.key}"]
     before = store.read_zarr(store.results_path("made_up", "performance"))
     store.discard(store.results_path("made_up", "performance"))
-    after = experiments.collect("performance", **studies.parameters("made_up", "performance"))
+    after = studies.collect("performance", **params.parameters("made_up", "performance"))
     xr.testing.assert_identical(after, before)
-    assert care.verify().empty
+    assert cache.verify().empty
 
 
 @pytest.mark.parametrize("compacted", [False, True])
 @pytest.mark.parametrize("kind", ["task", "start"])
 def test_what_runs_share_comes_back_too(study, kind, compacted):
-    before, folder = collected()["performance"], store.records_folder("made_up")
+    before, folder = both_chapters()["performance"], store.records_folder("made_up")
     if compacted:
         records.compact("made_up")
-    run = studies.specs("made_up", "performance")[0]
+    run = params.specs("made_up", "performance")[0]
     shares = records.facts("made_up")[run.key]["shares"]
     place = records.index(folder)[next(name for name in shares if name.startswith(kind))]
     header = dict(place.header, start=place.header["start"] + 1)  # its bytes are others
@@ -312,7 +312,7 @@ def test_what_runs_share_comes_back_too(study, kind, compacted):
     described.write_text(json.dumps(told))
     records._index.cache_clear()
     store.discard(store.results_path("made_up", "performance"))
-    xr.testing.assert_identical(collected()["performance"], before)
+    xr.testing.assert_identical(both_chapters()["performance"], before)
     assert records.is_whole(folder, header["name"])
 
 
@@ -360,7 +360,7 @@ def test_folds_may_be_computed_on_machines_of_other_precision(cache, machines):
     runs = trainings("hybrids", **OPEN, folds=3)
     for fold, fast in ((1, "bfloat16"), (2, "float32")):
         machines(fast)
-        collected("hybrids", **OPEN, folds=3, fold=fold)
+        results_of("hybrids", **OPEN, folds=3, fold=fold)
     machines("bfloat16")
     chosen = records.precisions("made_up", runs)
     assert [chosen[run.key] for run in runs] == ["bfloat16", "bfloat16", "float32"] * 2
@@ -376,15 +376,15 @@ def test_the_key_leaves_the_precision_open_and_the_record_says_it(cache, machine
     (run, *_) = runs = experiments.runs("performance", **OPEN)
     machines("bfloat16")
     assert [spec.key for spec in experiments.runs("performance", **OPEN)] == [r.key for r in runs]
-    collected("performance", **OPEN)
+    results_of("performance", **OPEN)
     assert records.recorded("made_up", [run]) == {run.key: f"{run.key}-bfloat16"}
-    assert experiments.result("made_up", run).attrs["precision"] == "bfloat16"
+    assert collected.result("made_up", run).attrs["precision"] == "bfloat16"
 
 
 def test_a_begun_repetition_goes_on_in_its_precision_where_that_is_native(cache, machines):
     more = {**OPEN, "inits": ["random", "transfer", "mean_var"]}
     machines("float32")
-    collected("performance", **OPEN)
+    results_of("performance", **OPEN)
     machines("bfloat16")  # float32 is native everywhere
     runs = experiments.runs("performance", **more)
     assert set(records.precisions("made_up", runs).values()) == {"float32"}
@@ -395,7 +395,7 @@ def test_a_begun_repetition_goes_on_in_its_precision_where_that_is_native(cache,
 def test_else_the_whole_repetition_is_computed_anew(cache, machines):
     more = {**OPEN, "inits": ["random", "transfer", "mean_var"], "seeds": 2}
     machines("bfloat16")
-    collected("performance", **OPEN)
+    results_of("performance", **OPEN)
     machines("float32")
     runs = trainings("performance", **more)
     assert set(records.precisions("made_up", runs).values()) == {"float32"}
@@ -404,10 +404,10 @@ def test_else_the_whole_repetition_is_computed_anew(cache, machines):
     missing = [t.key for t in schedule.missing(runs, "made_up") if t in runs]
     assert set(missing) == {run.key for run in runs}
     schedule.compute_here(runs, "made_up")
-    result = experiments.collect("performance", **more)
+    result = studies.collect("performance", **more)
     assert shown(result) == {"float32"}
     # Of the runs that are there in both, a chapter that needs no others shows one precision too.
-    both = experiments.collect("performance", **OPEN)
+    both = studies.collect("performance", **OPEN)
     assert len(shown(both)) == 1
     assert np.isfinite(result.test_auc).all()
 
@@ -416,11 +416,11 @@ def test_chapters_and_groups_of_a_study_agree_on_the_precision_of_a_repetition(c
     """Whoever asks for some of a repetition's runs is told of all that were recorded of it."""
     few, more = OPEN, {**OPEN, "inits": ["random", "mean_var", "permuted", "batch_norm"]}
     machines("float32")
-    collected("performance", **few)
+    results_of("performance", **few)
     machines("bfloat16")
     runs = experiments.runs("weight_scaling", **more)
     assert set(records.precisions("made_up", runs[1:]).values()) == {"float32"}
-    collected("weight_scaling", **more)
+    results_of("weight_scaling", **more)
     facts = records.facts("made_up").values()
     trained = [told for told in facts if told["kind"] == "Run" and told["spec"]["seed"] == 0]
     assert {told["precision"] for told in trained} == {"float32"} and len(trained) == 5
@@ -428,14 +428,14 @@ def test_chapters_and_groups_of_a_study_agree_on_the_precision_of_a_repetition(c
 
 def test_a_repetition_with_both_precisions_is_shown_in_one(cache, machines):
     machines("bfloat16")
-    collected("performance", **OPEN)
+    results_of("performance", **OPEN)
     machines("float32")
     (run, *_) = runs = experiments.runs("performance", **OPEN)
     store.discard(store.run_folder(run.key))
     fit.fit(run)
     records.keep("made_up", run)
     assert {f"{run.key}-{p}" for p in ("float32", "bfloat16")} <= records.facts("made_up").keys()
-    result = experiments.collect("performance", **OPEN)
+    result = studies.collect("performance", **OPEN)
     assert shown(result) == {"bfloat16"}
     assert schedule.missing(runs, "made_up") == []
 
@@ -443,9 +443,9 @@ def test_a_repetition_with_both_precisions_is_shown_in_one(cache, machines):
 def test_networks_of_a_comparison_are_of_one_precision(cache, machines):
     compared = {**OPEN, "seeds": 2, "images": 40, "positions": 4, "neurons": 8}
     machines("bfloat16")
-    collected("performance", **OPEN)
+    results_of("performance", **OPEN)
     machines("float32")
-    result = collected("representations", **compared)
+    result = results_of("representations", **compared)
     *_, comparison = experiments.runs("representations", **compared)
     told = {run["key"]: run["precision"] for run in json.loads(result.attrs["runs"])}
     assert told[comparison.key] == "float32"

@@ -11,7 +11,8 @@ import nbformat
 import papermill
 import pytest
 import yaml
-from transfusion import render, studies
+from transfusion.pages import build
+from transfusion.studies import params, render
 
 from .conftest import ROOT, cells
 
@@ -58,12 +59,12 @@ def test_every_figure_has_a_caption_and_a_page_speaks_of_its_own(path):
     assert all(one["image"]["alt"] for one in shown if "image" in one)
 
 
-@pytest.mark.parametrize("study", studies.studies())
+@pytest.mark.parametrize("study", params.studies())
 def test_notebooks_declare_the_parameters_of_every_study_and_no_more(study):
     """What a study left out would have the quick study's value, unseen."""
-    for chapter in studies.chapters(study):
+    for chapter in params.chapters(study):
         notebook = BOOK / f"{chapter}.ipynb"
-        stated = render.checked(notebook, studies.parameters(study, chapter))
+        stated = render.checked(notebook, params.parameters(study, chapter))
         assert set(stated) == set(papermill.inspect_notebook(str(notebook)))
 
 
@@ -72,7 +73,7 @@ def test_defaults_of_a_notebook_are_those_of_the_quick_study(path):
     (source,) = ["".join(c["source"]) for c in cells(path) if c["id"] == "parameters"]
     defaults: dict = {}
     exec(source, defaults)
-    quick = studies.parameters("quick", path.stem)
+    quick = params.parameters("quick", path.stem)
     assert {name: defaults[name] for name in quick} == quick
 
 
@@ -109,7 +110,7 @@ def test_a_failed_notebook_never_reaches_the_book(notebook, tmp_path):
 def test_a_failure_is_one_line_and_a_log(notebook, monkeypatch, tmp_path, capsys, source, message):
     monkeypatch.setattr(render, "BOOK", notebook(source).parent)
     monkeypatch.setattr(render, "BUILD", tmp_path)
-    monkeypatch.setattr(studies, "parameters", lambda *_: {})
+    monkeypatch.setattr(params, "parameters", lambda *_: {})
     with pytest.raises(RuntimeError, match=message):
         render.chapter("smoke", "a")
     assert ("1 / 0" in capsys.readouterr().err) == (source == "1 / 0")
@@ -139,7 +140,7 @@ def test_relabel_makes_a_second_page():
     title = nbformat.v4.new_markdown_cell("# A claim\n\nSee {numref}`fig-a`.")
     figure = nbformat.v4.new_code_cell("# 1", metadata={"mystnb": {"figure": {"name": "fig-a"}}})
     book.cells = [title, figure]
-    render.relabel(render.entitle(book, "retina"), "retina")
+    build.relabel(build.entitle(book, "retina"), "retina")
     assert book.cells[0].source == "# A claim (real retinas)\n\nSee {numref}`fig-a-retina`."
     assert book.cells[1].source == "# 1"
     assert book.cells[1].metadata.mystnb.figure.name == "fig-a-retina"
@@ -166,7 +167,7 @@ def test_offline_extension_refuses_another_version():
 
 def test_a_page_of_text_may_be_called_like_a_chapter():
     """guide/performance.md is no chapter of a study named guide."""
-    pages = render._pages("smoke")
+    pages = build._pages("smoke")
     assert pages["performance"] == ("smoke", "performance")
     assert pages["cells/performance"] == ("cells", "performance")
     assert not [page for page in pages if page.startswith("guide")]
@@ -187,10 +188,10 @@ def without_build(tmp_path, monkeypatch):
     ("page", "study", "count"), [("performance", "smoke", 16), ("cells/performance", "cells", 93)]
 )
 def test_a_page_that_waits_for_trainings_says_so(cache, without_build, page, study, count):
-    render.book("smoke")
+    build.book("smoke")
     title, words = nbformat.read(without_build / f"{page}.ipynb", 4).cells
     assert title.source.startswith("# Does transfer change the final AUC")
-    assert f"({studies.TITLES.get(study, study)})" in title.source
+    assert f"({params.TITLES.get(study, study)})" in title.source
     assert f"transfusion run {study} --chapter performance" in words.source
     assert f"Still to come: 0 of {count} trainings, comparisons and baselines" in words.source
 
@@ -206,7 +207,7 @@ def test_a_page_that_fails_is_named_after_the_others_were_rendered(tmp_path, mon
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(RuntimeError, match=r"smoke broken \(log: .*broken.log\)"):
-        render.chapters([("smoke", name) for name in ("broken", "whole", "fresh")])
+        build.chapters([("smoke", name) for name in ("broken", "whole", "fresh")])
     assert sorted(asked) == ["broken", "whole"]
 
 
@@ -214,7 +215,7 @@ def test_a_page_that_was_left_out_leaves_the_staged_book(without_build):
     old = without_build / "old.md"
     old.parent.mkdir(parents=True)
     old.write_text("# An old page")
-    render.book("smoke")
+    build.book("smoke")
     assert not old.exists() and (without_build / "scope.md").exists()
 
 
@@ -251,9 +252,9 @@ def test_the_book_as_one_file(tmp_path, monkeypatch):
     for name in ("index.html", "retina/performance.html"):
         (tmp_path / "html" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "html" / name).write_text(name)
-    first = render.zipped().read_bytes()
+    first = build.zipped().read_bytes()
     os.utime(tmp_path / "html/index.html", (0, 0))
-    assert render.zipped().read_bytes() == first
+    assert build.zipped().read_bytes() == first
     with zipfile.ZipFile(tmp_path / "transfusion-book.zip") as file:
         assert file.read("transfusion-book/retina/performance.html") == b"retina/performance.html"
         assert {name.split("/")[0] for name in file.namelist()} == {"transfusion-book"}
@@ -262,8 +263,8 @@ def test_the_book_as_one_file(tmp_path, monkeypatch):
 
 def test_launch_buttons_are_there_only_where_a_repository_is_named(monkeypatch):
     monkeypatch.delenv("TRANSFUSION_REPOSITORY", raising=False)
-    assert render._settings() == (BOOK / "_config.yml").read_bytes()
+    assert build._settings() == (BOOK / "_config.yml").read_bytes()
     monkeypatch.setenv("TRANSFUSION_REPOSITORY", "https://example.org/a/book")
-    settings = yaml.safe_load(render._settings())
+    settings = yaml.safe_load(build._settings())
     assert settings["repository"]["url"] == "https://example.org/a/book"
     assert "binderhub_url" in settings["launch_buttons"]

@@ -73,9 +73,12 @@ def test_public_names_exist():
 
 
 def test_reading_results_needs_no_torch(no_torch):
-    modules = "cli config store experiments figures effects representations report"
-    modules += " schedule studies render batch cache records box outbox pack machine"
-    code = "from transfusion import " + ", ".join(modules.split())
+    wings = "cli experiments figures machine pages records similarity statistics store"
+    modules = {"": wings, ".images": "folds tasks", ".boxes": "box outbox pack"}
+    modules[".experiments"] = "accuracy claims features filters learning plan tables tuning"
+    modules[".studies"] = "batch cache collected grouping params render schedule status"
+    lines = [f"from transfusion{w} import {', '.join(n.split())}" for w, n in modules.items()]
+    code = "\n".join(lines)
     subprocess.run([sys.executable, "-c", code], env=os.environ | no_torch, check=True)
 
 
@@ -89,7 +92,7 @@ def test_help_imports_no_library():
 
 def test_a_page_is_rendered_without_what_decides_claims():
     """That is its notebook's work; each process would load for a second longer."""
-    code = "import sys\nfrom transfusion import render\n"
+    code = "import sys\nfrom transfusion.studies import render\n"
     code += "sys.exit(bool({'scipy.stats', 'sklearn', 'holoviews'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
@@ -117,34 +120,35 @@ def test_functions_are_short():
 
 
 def test_margins_are_those_of_the_scope_page():
-    from transfusion import claims, effects, representations
+    from transfusion.experiments import accuracy, claims, filters, learning
     from transfusion.similarity import second_moments
 
     scope = (ROOT / "book/scope.md").read_text()
-    assert f"Margin | {effects.POINT:g} point of AUC, or a quarter of 1" in scope
-    assert effects.ERROR_SHARE == 0.25
-    assert f"Level | {100 * effects.REACH:.0f} % of the gain over chance" in scope
-    assert f"within ±{representations.GABORS:g} points" in scope
-    assert f"within ±{effects.LOOSE:g}" in scope and f"at least {claims.NETWORKS}" in scope
+    assert f"Margin | {accuracy.POINT:g} point of AUC, or a quarter of 1" in scope
+    assert accuracy.ERROR_SHARE == 0.25
+    assert f"Level | {100 * learning.REACH:.0f} % of the gain over chance" in scope
+    assert f"within ±{filters.GABORS:g} points" in scope
+    assert f"within ±{accuracy.LOOSE:g}" in scope and f"at least {claims.NETWORKS}" in scope
     assert f"there are {second_moments.ENOUGH} datapoints a channel" in scope
 
 
 def test_the_readmes_say_first_how_good_the_networks_are():
-    from transfusion import report
+    from transfusion import pages
 
-    told = report.reached(["cells", "chest"])
+    told = pages.reached(["cells", "chest"])
     for name in ("README.md", "params/README.md"):
         text = (ROOT / name).read_text()
         assert all(sentence in text for sentence in told.values()), told
 
 
 def test_every_claim_has_its_command():
-    from transfusion import claims, studies
+    from transfusion.experiments import claims
+    from transfusion.studies import params
 
     rows = (ROOT / "params/README.md").read_text().splitlines()
     for claim in claims.CLAIMS.values():
         (row,) = [row for row in rows if f"| {claim.says} |" in row]
         study, chapter = re.findall(r"`transfusion run (\w+) --chapter (\w+)`", row)[0]
-        assert chapter == claim.chapter and chapter in studies.chapters(study)
+        assert chapter == claim.chapter and chapter in params.chapters(study)
         assert f"| {claim.paper()} |" in row
         assert ("exploratory" in row) == claim.exploratory

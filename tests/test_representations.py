@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from transfusion import figures, representations
+from transfusion.experiments import features, filters, tables
 from transfusion.statistics import contrasts, gate, intervals
 
 from . import made_up
@@ -33,7 +33,7 @@ def all_learned(monkeypatch):
 
 
 def test_gaps_are_what_training_adds_to_random_random_minus_random_transfer():
-    table = representations.gaps(similarity([0.0, 0.05], before=[0.0, 0.02]))
+    table = features.gaps(similarity([0.0, 0.05], before=[0.0, 0.02]))
     assert table.loc[LARGE, "added"] == pytest.approx(0.03, abs=0.005)
     assert table.loc["cbr_small", "added"] == pytest.approx(0, abs=0.005)
     found = table["random, random"] - table["random, transfer"]
@@ -44,7 +44,7 @@ def test_gaps_are_what_training_adds_to_random_random_minus_random_transfer():
 
 def test_other_features_are_the_large_networks_gap_less_the_small_ones():
     results = similarity([0.01, 0.0, 0.05], noise=0.0005)
-    effect = representations.other_features(results)
+    effect = features.other_features(results)
     table = contrasts.table(effect)
     assert table["difference"].to_dict() == pytest.approx(
         {"cbr_tiny": 0.04, "cbr_small": 0.05}, abs=0.001
@@ -82,7 +82,7 @@ def test_the_error_over_networks_is_that_of_leaving_each_out():
         return gap["final"] - gap["initial"]
 
     variance, whole = jackknifed(pairs, added)
-    row = representations.gaps(results).loc[LARGE]
+    row = features.gaps(results).loc[LARGE]
     found = contrasts.as_interval(row, "added")
     assert found.se**2 == pytest.approx(variance)
     half = stats.t.ppf(0.975, COMPARED - 1) * np.sqrt(variance)
@@ -94,13 +94,13 @@ def test_the_error_over_networks_is_that_of_leaving_each_out():
 def test_pseudo_values_of_a_mean_are_the_numbers_themselves(rng):
     values = rng.normal(size=5)
     pairs = pd.DataFrame({"a": list("01234"), "b": list("01234"), "value": values})
-    found = representations._pseudo_values(pairs, lambda part: part["value"].mean())
+    found = features._pseudo_values(pairs, lambda part: part["value"].mean())
     np.testing.assert_allclose(found, values)
     assert found.seed.values.tolist() == list(range(5))
 
 
 def test_networks_that_are_like_all_others_widen_the_gaps_interval():
-    alike, own = (representations.gaps(similarity([0.05], noise=0.001, own=o)).loc[LARGE]
+    alike, own = (features.gaps(similarity([0.05], noise=0.001, own=o)).loc[LARGE]
                   for o in (0, 0.02))  # fmt: skip
     assert own["high"] - own["low"] > 3 * (alike["high"] - alike["low"])
 
@@ -109,12 +109,12 @@ def test_seeds_of_two_networks_are_those_that_both_have():
     results = similarity([0.0, 0.05])
     there = ((results.seed_a != "2") & (results.seed_b != "2")) | (results.model != LARGE)
     lost = results.assign(corrected=results["corrected"].where(there))
-    found = contrasts.contrast(representations.other_features(lost))
+    found = contrasts.contrast(features.other_features(lost))
     assert found.n == COMPARED - 1 and found.mean == pytest.approx(0.05, abs=0.01)
 
 
 def test_what_is_kept_is_above_chance_at_matched_depth():
-    kept = representations.kept(changed([FALLING, LEVEL], [LEVEL, LEVEL]))
+    kept = features.kept(changed([FALLING, LEVEL], [LEVEL, LEVEL]))
     np.testing.assert_allclose(
         kept.sel(model="cbr_small", init="random")[0], np.linspace(0.9, 0.3, 5)
     )
@@ -123,29 +123,29 @@ def test_what_is_kept_is_above_chance_at_matched_depth():
 
 def test_size_is_what_the_large_network_keeps_more():
     results = changed([FALLING, STAYING], [LEVEL, LEVEL], noise=0.01)
-    row = contrasts.table(representations.size(results)).loc["cbr_small"]
+    row = contrasts.table(features.size(results)).loc["cbr_small"]
     assert row["difference"] == pytest.approx(0.3, abs=0.02) and row["verdict"] == "holds"
-    kept = representations.kept(results).sel(init="random").mean("depth")
+    kept = features.kept(results).sel(init="random").mean("depth")
     expected = stats.ttest_1samp(kept.sel(model=LARGE) - kept.sel(model="cbr_small"), 0)
     assert ends(row) == pytest.approx(tuple(expected.confidence_interval()))
     assert row["p"] == pytest.approx(expected.pvalue)
-    first = contrasts.table(representations.size(results, depth=0)).loc["cbr_small"]
+    first = contrasts.table(features.size(results, depth=0)).loc["cbr_small"]
     assert first["difference"] == pytest.approx(0, abs=0.02)
     swapped = changed([STAYING, FALLING], [LEVEL, LEVEL], noise=0.01)
-    assert contrasts.decide(representations.size(swapped)).verdict == "differs"
+    assert contrasts.decide(features.size(swapped)).verdict == "differs"
     same = changed([LEVEL, LEVEL], [LEVEL, LEVEL], noise=0.01)
-    assert contrasts.decide(representations.size(same)).verdict == "inconclusive"
+    assert contrasts.decide(features.size(same)).verdict == "inconclusive"
 
 
 def test_reuse_is_the_excess_of_pretrained_networks_in_low_blocks():
     low_only = [0.9, 0.9, 0.6, 0.6]
     table = contrasts.table(
-        representations.low_reuse(changed([LEVEL, LEVEL], [low_only, LEVEL], noise=0.005))
+        features.low_reuse(changed([LEVEL, LEVEL], [low_only, LEVEL], noise=0.005))
     )
     # Five depths over four blocks: the second lies between the first two, the third in the middle.
     assert table.loc["cbr_small", "low minus rest"] == pytest.approx(0.3 - 0.15 / 3, abs=0.02)
     assert table["verdict"].tolist() == ["holds", "inconclusive"]
-    high = representations.low_reuse(changed([LEVEL] * 2, [low_only[::-1], LEVEL], noise=0.005))
+    high = features.low_reuse(changed([LEVEL] * 2, [low_only[::-1], LEVEL], noise=0.005))
     assert contrasts.table(high).loc["cbr_small", "verdict"] == "differs"
 
 
@@ -160,13 +160,13 @@ def test_reuse_is_the_excess_of_pretrained_networks_in_low_blocks():
 )
 def test_what_is_foretold(foretold, verdict):
     results = predicted(foretold)
-    table = representations.foretold(results)
+    table = features.foretold(results)
     for kind in ("random, random", "random, transfer"):
         for (model, block), there in np.ndenumerate(foretold):
             name = ("cbr_tiny", LARGE)[model], ("first", "last")[block], kind
             assert table.loc[name, "n"] == 4
             assert (table.loc[name, "R2"] > 0.95) == there
-    effect = representations.foretelling(results)
+    effect = features.foretelling(results)
     assert list(effect.rows) == [(LARGE, "last"), ("cbr_tiny", "first")]
     found = contrasts.decide(effect)
     assert found.verdict == verdict and (found.p < 0.05) == (verdict != "inconclusive")
@@ -174,17 +174,17 @@ def test_what_is_foretold(foretold, verdict):
 
 def test_the_start_foretells_by_the_squared_correlation_over_neurons():
     results = predicted([[0.5, 0.5], [0.5, 0.5]])
-    one = figures.blocks_of(results, LARGE, "cca").isel(block=0)
-    before, after = figures.neurons(one, "random")
+    one = tables.blocks_of(results, LARGE, "cca").isel(block=0)
+    before, after = tables.neurons(one, "random")
     expected = [stats.pearsonr(x, y).statistic ** 2 for x, y in zip(before, after, strict=True)]
-    row = representations.foretold(results).loc[(LARGE, "first", "random, random")]
+    row = features.foretold(results).loc[(LARGE, "first", "random, random")]
     assert row["R2"] == pytest.approx(np.mean(expected))
 
 
 def test_initial_and_final_shares_are_of_the_same_pairs():
-    one = figures.blocks_of(predicted([[1, 1], [1, 1]]), "cbr_tiny", "cca").isel(block=0)
+    one = tables.blocks_of(predicted([[1, 1], [1, 1]]), "cbr_tiny", "cca").isel(block=0)
     for kind in gate.BOTH:
-        before, after = figures.neurons(one, kind)
+        before, after = tables.neurons(one, kind)
         correlations = np.corrcoef(before, after)[: len(before), len(before) :]
         assert (np.diag(correlations) > 0.95).all()
         off = correlations[~np.eye(len(before), dtype=bool)]
@@ -195,15 +195,15 @@ def test_a_network_that_nothing_foretells_is_left_out_with_all_its_pairs():
     results = predicted([[1, 1], [1, 1]])
     there = (results.seed_a != "1") & (results.seed_b != "1")
     lost = results.assign(explained=results["explained"].where(there))
-    expected = representations.foretold(results.isel(pair=there.values))
-    pd.testing.assert_frame_equal(representations.foretold(lost), expected)
+    expected = features.foretold(results.isel(pair=there.values))
+    pd.testing.assert_frame_equal(features.foretold(lost), expected)
 
 
 def test_thin_blocks_are_named():
     results = similarity([0, 0])
-    assert representations.thin_blocks(results) == "All blocks have 50 datapoints a neuron."
+    assert features.thin_blocks(results) == "All blocks have 50 datapoints a neuron."
     results["datapoints"][1, 1] = 799
-    found = representations.thin_blocks(results)
+    found = features.thin_blocks(results)
     assert found == "Fewer than 50 datapoints a neuron: ResNet-50 (block2)."
 
 
@@ -216,19 +216,19 @@ def is_asked(measure, results, **lost):
 
 def test_large_against_small_takes_a_large_and_a_small_one_that_have_learned():
     cases = {
-        representations.other_features: similarity([0, 0, 0]),
-        representations.size: changed([LEVEL] * 3, [LEVEL] * 3),
+        features.other_features: similarity([0, 0, 0]),
+        features.size: changed([LEVEL] * 3, [LEVEL] * 3),
     }
     for measure, results in cases.items():
         assert is_asked(measure, results, model="cbr_tiny")
-        other = "random" if measure is representations.other_features else "transfer"
+        other = "random" if measure is features.other_features else "transfer"
         assert is_asked(measure, results, model=LARGE, init=other)
         assert not is_asked(measure, results, model=LARGE)
         assert not is_asked(measure, results.drop_sel(model="cbr_small"), model="cbr_tiny")
 
 
 def test_foretelling_takes_a_large_and_a_small_one_that_have_learned_from_random_init():
-    measure, results = representations.foretelling, predicted([[1, 0]] * 2)
+    measure, results = features.foretelling, predicted([[1, 0]] * 2)
     for model in ("cbr_tiny", LARGE):
         assert is_asked(measure, results, model=model, init="transfer")
         assert not is_asked(measure, results, model=model, init="random")
@@ -237,17 +237,17 @@ def test_foretelling_takes_a_large_and_a_small_one_that_have_learned_from_random
 def test_reuse_is_asked_of_networks_of_which_an_arm_has_learned():
     results = changed([LEVEL, LEVEL], [FALLING, FALLING], 0.01)
     one = ignorant(results, model="cbr_small", init="transfer")
-    assert representations.low_reuse(one).testable == {("cbr_small",), (LARGE,)}
+    assert features.low_reuse(one).testable == {("cbr_small",), (LARGE,)}
     both = ignorant(results, model="cbr_small")
-    assert representations.low_reuse(both).testable == {(LARGE,)}
+    assert features.low_reuse(both).testable == {(LARGE,)}
 
 
 def test_first_layers_are_compared_where_these_very_arms_have_learned():
     results = first_layers(np.ones((2, 2)), np.zeros((2, 2, 2)))
     lost = ignorant(results, model="cbr_small", init="transfer")
-    assert representations.moving(lost).testable == {("cbr_small", "random")}
-    assert not representations.gabor_changes(lost, "transfer").testable
-    assert representations.gabor_changes(lost, "random").testable == {("cbr_small",)}
+    assert filters.moving(lost).testable == {("cbr_small", "random")}
+    assert not filters.gabor_changes(lost, "transfer").testable
+    assert filters.gabor_changes(lost, "random").testable == {("cbr_small",)}
 
 
 # --- first layers ----------------------------------------------------------------------------
@@ -256,15 +256,15 @@ def test_first_layers_are_compared_where_these_very_arms_have_learned():
 def test_movements_are_percent_and_gabors_are_counted():
     still, none = [[0.1, 0.05], [0.01, 0.01]], [0, 0]
     results = first_layers(still, [[none, [0.5, 0.25]], [none, [0.8, 0.8]]])
-    table = representations.movements(results)
+    table = filters.movements(results)
     row = table.loc[("cbr_small", "transfer")]
     assert row["moved"] == pytest.approx(5, rel=0.05) and row["n"] == RUNS
     assert (row["gabors before"], row["gabors after"], row["change"]) == (50, 25, -25)
-    further = contrasts.table(representations.moving(results))
+    further = contrasts.table(filters.moving(results))
     assert further["verdict"].tolist() == ["holds", "holds"]
     assert further["further"].tolist() == pytest.approx([9, 4], rel=0.1)
     for init in gate.BOTH:
-        found = contrasts.table(representations.gabor_changes(results, init))
+        found = contrasts.table(filters.gabor_changes(results, init))
         assert found["verdict"].to_dict() == {"cbr_small": "holds"}
         assert ends(found.loc["cbr_small"]) == ends(table.loc[("cbr_small", init)])
 
@@ -274,26 +274,26 @@ def test_movements_are_decided_over_folds():
     far = 100 * results["moved"].mean("filter").mean("seed")
     values = (far.sel(model="cbr_small") - far.sel(model=LARGE)).mean("init")
     expected = stats.ttest_1samp(values, 0)
-    found = contrasts.contrast(representations.moving(results))
+    found = contrasts.contrast(filters.moving(results))
     assert ends(found._asdict()) == pytest.approx(tuple(expected.confidence_interval()))
 
 
 def test_gabors_that_are_learned_or_stay_speak_against_the_claim():
     results = first_layers([[0.1, 0.1], [0.1, 0.1]], [[[0, 0.5], [0.2, 0.5]], [[0, 0], [0, 0]]])
     for init in gate.BOTH:
-        found = contrasts.decide(representations.gabor_changes(results, init))
+        found = contrasts.decide(filters.gabor_changes(results, init))
         assert found.verdict == "differs"
 
 
 def test_what_is_counted_in_filters_is_not_known_to_less_than_a_filter():
     """Runs that agree in a count of twenty filters have the error of a step of 5 %."""
     results = first_layers(np.ones((2, 2)), [[[0, 0], [0.5, 0.45]], [[0, 0], [0, 0]]], noise=0)
-    effect = representations.gabor_changes(results, "transfer")
+    effect = filters.gabor_changes(results, "transfer")
     agreed = contrasts.contrast(effect)
     assert agreed.mean == -5 and agreed.sd == 0 and agreed.se == 0
     se = 5 / np.sqrt(12 * RUNS)
     assert contrasts.decide(effect).p == pytest.approx(2 * stats.t.sf(5 / se, 4))
-    none = representations.gabor_changes(results, "random")
+    none = filters.gabor_changes(results, "random")
     assert contrasts.decide(none).p == pytest.approx(2 * stats.t.sf(5 / se, 4))
 
 
@@ -308,7 +308,7 @@ def test_gaps_of_nothing_are_seldom_decided(rng, own, seeds):
     pairs = made_up.in_both_states(made_up.networks(seeds))
     values = 0.5 + 0.01 * rng.normal(size=(len(names), 1, len(pairs)))
     values += made_up.likings(rng, pairs, len(names), own)
-    table = representations.gaps(made_up.compared(values, pairs, models=names))
+    table = features.gaps(made_up.compared(values, pairs, models=names))
     p = [intervals.p_positive(contrasts.as_interval(row, "added")) for _, row in table.iterrows()]
     p += [intervals.p_negative(contrasts.as_interval(row, "added")) for _, row in table.iterrows()]
     assert at_most_one_in_twenty(np.reshape(p, (2, -1)).min(0) < 0.05)
@@ -318,7 +318,7 @@ def test_what_is_kept_of_nothing_is_seldom_decided(rng, all_learned):
     names = [f"net{i}" for i in range(100)]
     pairs = [((*net, "initial"), (*net, "final")) for net in made_up.networks(4)]
     values = 0.5 + 0.05 * rng.normal(size=(100, 3, 8))
-    effect = representations.low_reuse(made_up.compared(values, pairs, models=names))
+    effect = features.low_reuse(made_up.compared(values, pairs, models=names))
     assert len(effect.rows) == 100
     assert at_most_one_in_twenty(contrasts.table(effect)["verdict"] != "inconclusive")
 
@@ -326,12 +326,12 @@ def test_what_is_kept_of_nothing_is_seldom_decided(rng, all_learned):
 # --- what is missing -------------------------------------------------------------------------
 
 OF_COMPARISONS = {
-    "gaps": (representations.gaps, lambda: similarity([0, 0.05])),
-    "foretold": (representations.foretold, lambda: predicted([[1, 0], [1, 0]])),
-    "reuse": (representations.low_reuse, lambda: changed([FALLING, LEVEL], [LEVEL, LEVEL])),
-    "size": (representations.size, lambda: changed([FALLING, LEVEL], [LEVEL, LEVEL])),
-    "other features": (representations.other_features, lambda: similarity([0, 0.05])),
-    "foretelling": (representations.foretelling, lambda: predicted([[1, 0], [1, 0]])),
+    "gaps": (features.gaps, lambda: similarity([0, 0.05])),
+    "foretold": (features.foretold, lambda: predicted([[1, 0], [1, 0]])),
+    "reuse": (features.low_reuse, lambda: changed([FALLING, LEVEL], [LEVEL, LEVEL])),
+    "size": (features.size, lambda: changed([FALLING, LEVEL], [LEVEL, LEVEL])),
+    "other features": (features.other_features, lambda: similarity([0, 0.05])),
+    "foretelling": (features.foretelling, lambda: predicted([[1, 0], [1, 0]])),
 }
 
 
@@ -361,11 +361,11 @@ def test_without_a_large_network_there_is_nothing_to_set_others_against(name, al
     left = as_table(measure(make().drop_sel(model=LARGE)))
     assert left.empty == (name in ("size", "other features", "foretelling"))
     layers = first_layers(np.ones((2, 2)), np.zeros((2, 2, 2))).drop_sel(model=LARGE)
-    assert not representations.moving(layers).rows and len(representations.movements(layers)) == 2
+    assert not filters.moving(layers).rows and len(filters.movements(layers)) == 2
 
 
 def test_a_failed_run_moves_no_filter():
     results = first_layers([[0.1, 0.05], [0.01, 0.01]], np.zeros((2, 2, 2)))
     lost = failed(results, model="cbr_small", init="random", fold=2, seed=1)
-    assert representations.movements(lost).loc[("cbr_small", "random"), "n"] == RUNS - 1
-    assert contrasts.decide(representations.moving(lost)).verdict == "holds"
+    assert filters.movements(lost).loc[("cbr_small", "random"), "n"] == RUNS - 1
+    assert contrasts.decide(filters.moving(lost)).verdict == "holds"

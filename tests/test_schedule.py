@@ -4,15 +4,16 @@ import subprocess
 import sys
 
 import pytest
-from transfusion import config, experiments, schedule, store
+from transfusion import config, experiments, store, studies
 from transfusion.images import tasks
+from transfusion.studies import schedule
 
 from . import accidents
-from .conftest import KNOBS, collected
+from .conftest import KNOBS, results_of
 
 
 def test_only_what_a_parameter_touches_is_missing(cache):
-    collected("performance", **KNOBS)
+    results_of("performance", **KNOBS)
     more = experiments.runs("performance", **{**KNOBS, "seeds": 3})
     assert {(s.init.name, s.seed) for s in schedule.missing(more)} == {
         ("random", 2),
@@ -22,7 +23,7 @@ def test_only_what_a_parameter_touches_is_missing(cache):
 
 
 def test_lost_weights_are_trained_again(cache):
-    collected("performance", **KNOBS)
+    results_of("performance", **KNOBS)
     run = experiments.runs("performance", **KNOBS)[0]
     before = store.weights_path(run.key).read_bytes()
     store.weights_path(run.key).write_bytes(b"cut")
@@ -34,7 +35,7 @@ def test_lost_weights_are_trained_again(cache):
 
 def test_what_cannot_run_stops_everything_before_it_starts(cache):
     with pytest.raises(ValueError, match="Did you mean 'cbr_tiny'"):
-        experiments.collect("performance", **{**KNOBS, "models": ["cbr_small", "cbr_tini"]})
+        studies.collect("performance", **{**KNOBS, "models": ["cbr_small", "cbr_tini"]})
     assert not (cache / "runs").exists()
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from transfusion import experiments, store, studies
+from transfusion import store
+from transfusion.experiments import plan
+from transfusion.studies import grouping
 
 from .conftest import ROOT, link_tracked
 
@@ -110,8 +112,8 @@ def test_the_smoke_study_survives_a_killed_job(slurm, tmp_path, monkeypatch):
     assert process.returncode == 0, said
     assert killed is not None
     monkeypatch.setenv("TRANSFUSION_CACHE", places["TRANSFUSION_CACHE"])
-    assert all(studies.is_done("smoke", name) for name in studies.groups("smoke"))
-    for chapter in experiments.CHAPTERS:
+    assert all(grouping.is_done("smoke", name) for name in grouping.groups("smoke"))
+    for chapter in plan.CHAPTERS:
         assert (tmp_path / "_build/executed/smoke" / f"{chapter}.ipynb").exists()
     log = (store.root() / "groups/smoke.log").read_text()
-    assert log.count("has been submitted with SLURM jobid") > len(studies.groups("smoke"))
+    assert log.count("has been submitted with SLURM jobid") > len(grouping.groups("smoke"))

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from transfusion import render, store, studies
+from transfusion import store
+from transfusion.studies import params, render, status
 
 from .conftest import ROOT, transfusion
 
@@ -17,10 +18,10 @@ OUTSIDE = re.compile(r"""(?:<script[^>]+src|<link[^>]+href|<img[^>]+src)=["'](ht
 
 
 def test_every_chapter_is_executed(pages, monkeypatch):
-    for chapter in studies.chapters("smoke"):
+    for chapter in params.chapters("smoke"):
         assert render.executed("smoke", chapter).exists()
     monkeypatch.setenv("TRANSFUSION_CACHE", pages["TRANSFUSION_CACHE"])
-    there = studies.status("smoke")
+    there = status.status("smoke")
     assert (there.drop(index="all")["collected"] == "yes").all()
     assert (there["missing"] == 0).all() and there.loc["all", "done"] > 50
 

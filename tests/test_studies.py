@@ -1,20 +1,21 @@
 import json
 
 import pytest
-from transfusion import batch, config, schedule, store, studies
+from transfusion import config, store
+from transfusion.studies import batch, grouping, params, schedule
 
-from .conftest import KNOBS, collected
+from .conftest import KNOBS, results_of
 
-STUDIES = studies.studies()
+STUDIES = params.studies()
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_groups_hold_each_run_once_and_chapters_fill_whole_groups(study):
-    groups = studies.groups(study)
+    groups = grouping.groups(study)
     keys = [spec.key for group in groups.values() for spec in group.specs]
     assert len(set(keys)) == len(keys)
-    for chapter in studies.chapters(study):
-        needed = {spec.key for spec in studies.everything(studies.specs(study, chapter))}
+    for chapter in params.chapters(study):
+        needed = {spec.key for spec in grouping.everything(params.specs(study, chapter))}
         for group in groups.values():
             inside = {spec.key for spec in group.specs}
             assert inside <= needed or not inside & needed, (chapter, group)
@@ -23,7 +24,7 @@ def test_groups_hold_each_run_once_and_chapters_fill_whole_groups(study):
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_groups_need_one_another_in_one_direction(study):
-    groups = studies.groups(study)
+    groups = grouping.groups(study)
     done: set[str] = set()
     while len(done) < len(groups):
         ready = {n for n, g in groups.items() if n not in done and set(g.needs) <= done}
@@ -33,7 +34,7 @@ def test_groups_need_one_another_in_one_direction(study):
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_whatever_a_group_needs_is_in_it_or_in_a_group_before_it(study):
-    groups = studies.groups(study)
+    groups = grouping.groups(study)
     for group in groups.values():
         there = {s.key for name in group.needs for s in groups[name].specs}
         there |= {spec.key for spec in group.specs}
@@ -44,8 +45,8 @@ def test_whatever_a_group_needs_is_in_it_or_in_a_group_before_it(study):
 
 def test_short_runs_share_a_job_and_long_ones_have_their_own():
     """Five seconds of starting weigh on a run of seconds, a crash on one of days."""
-    assert len(studies.groups("quick")) < 25
-    for group in studies.groups("paper").values():
+    assert len(grouping.groups("quick")) < 25
+    for group in grouping.groups("paper").values():
         assert len([spec for spec in group.specs if isinstance(spec, config.Run)]) <= 1
 
 
@@ -59,11 +60,11 @@ def study(tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "common.yml").write_text(json.dumps({**KNOBS, **knobs}))
         (folder / "performance.yml").write_text("{study: made_up}")
-        studies.groups.cache_clear()
-        return studies.groups("made_up")
+        grouping.groups.cache_clear()
+        return grouping.groups("made_up")
 
     yield write
-    studies.groups.cache_clear()
+    grouping.groups.cache_clear()
 
 
 def test_one_seed_more_leaves_the_names_of_groups(study):
@@ -74,26 +75,26 @@ def test_one_seed_more_leaves_the_names_of_groups(study):
 
 def test_a_done_file_vouches_for_the_results_that_it_has_seen(cache, study):
     study(seeds=1, inits=["random"])
-    groups = studies.groups("made_up")
+    groups = grouping.groups("made_up")
     (name,) = [n for n, group in groups.items() if isinstance(group.specs[0], config.Run)]
     assert len(groups) == 2, "of the network, and of what needs none"
-    assert not studies.is_done("made_up", name)
-    studies.compute("made_up", name)
-    assert studies.is_done("made_up", name)
+    assert not grouping.is_done("made_up", name)
+    grouping.compute("made_up", name)
+    assert grouping.is_done("made_up", name)
     run = groups[name].specs[0]
     store.discard(store.run_folder(run.key))
-    assert studies.is_done("made_up", name), "its record is there"
+    assert grouping.is_done("made_up", name), "its record is there"
     store.discard(store.records_folder("made_up") / run.key)
-    assert not studies.is_done("made_up", name)
-    studies.compute("made_up", name)
-    assert studies.is_done("made_up", name)
+    assert not grouping.is_done("made_up", name)
+    grouping.compute("made_up", name)
+    assert grouping.is_done("made_up", name)
     study(seeds=2, inits=["random"])
-    assert not studies.is_done("made_up", name), "the second seed is missing"
+    assert not grouping.is_done("made_up", name), "the second seed is missing"
 
 
 def test_each_group_that_is_not_whole_has_the_words_of_its_own_runs(cache, study, monkeypatch):
     study(inits=["random"])
-    names = list(studies.groups("made_up"))
+    names = list(grouping.groups("made_up"))
 
     def compute(specs, study, jobs):
         keys = [spec.key for spec in specs if isinstance(spec, config.Run)]
@@ -101,20 +102,20 @@ def test_each_group_that_is_not_whole_has_the_words_of_its_own_runs(cache, study
 
     monkeypatch.setattr(schedule, "compute", compute)
     with pytest.raises(schedule.Failed):
-        studies.compute("made_up", *names, jobs=2)
-    (name,) = [n for n in names if isinstance(studies.groups("made_up")[n].specs[0], config.Run)]
-    job = batch.Job("group", name, studies.done_file("made_up", name))
+        grouping.compute("made_up", *names, jobs=2)
+    (name,) = [n for n in names if isinstance(grouping.groups("made_up")[n].specs[0], config.Run)]
+    job = batch.Job("group", name, grouping.done_file("made_up", name))
     assert not job.file.exists() and batch._last_words(job.log).count("no memory") == 2
 
 
 def test_collected_chapters_need_no_group(cache, study):
     study(seeds=1)
-    assert len(studies.groups_of("made_up", "performance")) == 2, "networks and baselines"
-    collected("performance", **studies.parameters("made_up", "performance"))
-    assert studies.groups_of("made_up", "performance") == []
+    assert len(grouping.groups_of("made_up", "performance")) == 2, "networks and baselines"
+    results_of("performance", **params.parameters("made_up", "performance"))
+    assert grouping.groups_of("made_up", "performance") == []
 
 
 def test_unknown_groups_are_named(study):
     study()
     with pytest.raises(ValueError, match="group"):
-        studies.compute("made_up", "cbr_tini")
+        grouping.compute("made_up", "cbr_tini")

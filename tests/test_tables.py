@@ -4,18 +4,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-from transfusion import config, experiments, schedule, store, studies, tables
+from transfusion import config, experiments, store
+from transfusion.experiments import plan, tables
 from transfusion.images import ingest, tasks
 from transfusion.networks import costs, models
 from transfusion.statistics import metrics
+from transfusion.studies import grouping, params, schedule
 from transfusion.training import fit
 
-from .conftest import KNOBS, collected
+from .conftest import KNOBS, results_of
 
 
 def test_comparisons_name_their_networks(cache):
     compared = {**KNOBS, "images": 40, "positions": 4, "neurons": 8}
-    trained = collected("representations", **compared)
+    trained = results_of("representations", **compared)
     sizes = {n: trained.sizes[n] for n in ("measure", "model", "block", "other", "pair")}
     assert sizes == {"measure": 3, "model": 1, "block": 4, "other": 4, "pair": 6 + 6}
     assert trained.test_auc.sizes == {"model": 1, "init": 2, "fold": 1, "seed": 2}
@@ -23,7 +25,7 @@ def test_comparisons_name_their_networks(cache):
     assert trained.state_a.values.tolist() == trained.state_b.values.tolist()
     assert set(trained.state_a.values) == {"initial", "final"}
     assert trained.depth.sel(model="cbr_tiny").values.tolist() == [0, 1, 2, 3]
-    change = collected("overparametrization", **compared)
+    change = results_of("overparametrization", **compared)
     own = ((change.init_a == change.init_b) & (change.seed_a == change.seed_b)).values
     assert change.sizes["pair"] == 6 + 6 + 4 and own.sum() == 4
     assert change.parameters.item() == 1_079_845
@@ -31,7 +33,7 @@ def test_comparisons_name_their_networks(cache):
 
 
 def test_first_layers_are_those_of_the_runs(cache):
-    result = collected("first_layer", **KNOBS)
+    result = results_of("first_layer", **KNOBS)
     assert result.moved.sizes == {"filter": 32, "model": 1, "init": 2, "fold": 1, "seed": 2}
     assert (result.moved > 0).all() and ((result.gabor >= 0) & (result.gabor <= 1)).all()
     run = trainings("performance", KNOBS)[0]  # random, seed 0
@@ -43,17 +45,17 @@ def test_first_layers_are_those_of_the_runs(cache):
 
 def test_first_layers_of_failed_runs_are_holes(cache):
     half = {**KNOBS, "seeds": 1, "tuned": {"cbr_tiny random": 1e30}}
-    result = collected("first_layer", **half)
+    result = results_of("first_layer", **half)
     assert np.isnan(result.moved.sel(init="random")).all()
     assert (result.moved.sel(init="transfer") > 0).all()
     with pytest.raises(ValueError, match="every run of this chapter failed"):
-        collected("first_layer", **{**half, "inits": ["random"]})
+        results_of("first_layer", **{**half, "inits": ["random"]})
 
 
 @pytest.mark.parametrize("inits", [["random", "transfer"], ["transfer", "random"], ["random"]])
 def test_a_failed_run_is_a_hole_not_an_end(cache, inits):
     knobs = {**KNOBS, "seeds": 1, "inits": inits, "tuned": {"cbr_tiny random": 1e30}}
-    result = collected("performance", **knobs)
+    result = results_of("performance", **knobs)
     told = [run for run in json.loads(result.attrs["runs"]) if "init" in run]
     status = {run["init"]: run["status"] for run in told}
     assert status["random"] == "failed" and result.init.values.tolist() == inits
@@ -83,7 +85,7 @@ def questions(run):
 def test_test_aucs_are_those_of_scikit_learn(cache, target):
     """Of grades one, of findings and classes each one's, and their mean."""
     knobs = {**KNOBS, "target": target, "inits": ["random"]}
-    result = collected("hybrids", **knobs)
+    result = results_of("hybrids", **knobs)
     for run in trainings("hybrids", knobs):
         found = result.sel(model=run.model, init=run.init.name, fold=0, seed=run.seed)
         asked = dict(zip(questions(run)[2], zip(*questions(run)[:2], strict=True), strict=True))
@@ -102,7 +104,7 @@ def test_test_aucs_are_those_of_scikit_learn(cache, target):
 def test_influence_gives_the_error_of_an_arm_and_of_a_difference(cache, target):
     """Of the mean over repetitions; of findings and classes, of the mean over these."""
     knobs = {**KNOBS, "target": target}
-    result, placed = collected("hybrids", **knobs), {"random": 0, "transfer": 0}
+    result, placed = results_of("hybrids", **knobs), {"random": 0, "transfer": 0}
     for run in trainings("hybrids", knobs):
         asked, scores, _ = questions(run)
         placed[run.init.name] = placed[run.init.name] + metrics.placements(asked, scores) / 2
@@ -125,7 +127,7 @@ def test_influence_gives_the_error_of_an_arm_and_of_a_difference(cache, target):
 
 def test_baselines_and_probes_stand_beside_the_networks(cache):
     knobs = {**KNOBS, "models": ["cbr_tiny", "cbr_small"], "seeds": 1}
-    result = collected("performance", **knobs)
+    result = results_of("performance", **knobs)
     assert result.baseline_auc.sizes == {"baseline": 2, "fold": 1}
     assert result.probe_auc.sizes == {"model": 2, "probe": 2, "fold": 1}
     for labels, spec in labelled("performance", knobs):
@@ -138,12 +140,12 @@ def test_baselines_and_probes_stand_beside_the_networks(cache):
         asked, scores, _ = questions(spec)
         found = metrics.influence(asked, metrics.placements(asked, scores), own.test_patient.values)
         np.testing.assert_allclose(result[f"{name}_influence"].sel(here), found[0], atol=1e-12)
-    assert "probe_auc" not in collected("hybrids", **knobs), "of the chapters that ask for them"
+    assert "probe_auc" not in results_of("hybrids", **knobs), "of the chapters that ask for them"
 
 
 def test_folds_are_a_dimension_and_pad_their_patients(cache):
     knobs = {**KNOBS, "inits": ["random", "transfer"], "seeds": 1, "folds": 3}
-    result = collected("hybrids", **knobs)
+    result = results_of("hybrids", **knobs)
     assert result.test_auc.sizes == {"model": 1, "init": 2, "fold": 3, "seed": 1}
     assert result.baseline_auc.sizes == {"baseline": 2, "fold": 3}
     runs = trainings("hybrids", knobs)
@@ -163,7 +165,7 @@ def test_folds_are_a_dimension_and_pad_their_patients(cache):
         variance = metrics.patients_variance(found.influence.values, count)
         assert variance**0.5 == pytest.approx(error)
     (one,) = {r.data.fold for r in trainings("hybrids", {**knobs, "fold": 2})}
-    single = collected("hybrids", **knobs, fold=2)
+    single = results_of("hybrids", **knobs, fold=2)
     assert one == 2 and single.fold.values.tolist() == [2]
     assert single.test_auc.sel(fold=2).equals(result.test_auc.sel(fold=2))
 
@@ -189,7 +191,7 @@ def test_a_failed_fold_is_a_hole_beside_its_baselines(cache):
 def test_what_a_first_layer_learned_is_shown_of_one_network_a_target(cache):
     knobs = {**KNOBS, "targets": ["fundus", "cxr"], "seeds": 1, "folds": 3}
     for fold in (None, 2):
-        result = collected("data", **knobs, fold=fold)
+        result = results_of("data", **knobs, fold=fold)
         assert result.conv1_change.sizes["target"] == 2
         assert result.baseline_auc.sizes == {
             "target": 2,
@@ -204,7 +206,7 @@ def test_what_a_first_layer_learned_is_shown_of_one_network_a_target(cache):
 
 def test_performance_has_what_each_network_reached_on_its_source(cache):
     knobs = {**KNOBS, "models": ["cbr_tiny", "cbr_small"], "seeds": 1}
-    result = collected("performance", **knobs, own_inits={"cbr_small": ["random"]})
+    result = results_of("performance", **knobs, own_inits={"cbr_small": ["random"]})
     source = trainings("performance", knobs)[1].init.source
     reached = kept(source.key)
     for name in ("auc", "top1", "top5"):
@@ -225,12 +227,12 @@ def kept(key):
 
 
 def labelled(chapter, knobs):
-    return experiments._labelled(chapter, experiments._knobs(knobs))
+    return plan.labelled(chapter, plan.checked(knobs))
 
 
 def test_costs_are_those_of_the_networks(cache):
     knobs = {**KNOBS, "models": ["cbr_tiny", "cbr_small"], "inits": ["random"], "seeds": 1}
-    result = collected("efficiency", **knobs)
+    result = results_of("efficiency", **knobs)
     for name in knobs["models"]:
         found = result.sel(model=name)
         assert found.parameters == models.parameters(name)
@@ -243,7 +245,7 @@ def test_costs_are_those_of_the_networks(cache):
 
 def test_chapters_have_a_dimension_of_their_own(cache):
     knobs = {**KNOBS, "inits": ["random"], "seeds": 1, "steps": 2}
-    sizes = collected("small_data", **knobs, train_sizes=[32, 16])
+    sizes = results_of("small_data", **knobs, train_sizes=[32, 16])
     assert sizes.train_images.values.tolist() == [32, 16]
     assert sizes.influence.sizes["train_images"] == 2
     assert sizes.baseline_auc.sizes["train_images"] == sizes.probe_auc.sizes["train_images"] == 2
@@ -251,11 +253,11 @@ def test_chapters_have_a_dimension_of_their_own(cache):
         found = sizes.sel(train_images=run.data.train)
         assert found.test_auc.item() == kept(run.key).test_auc
     variants = {"small": {"batch": 8}, "as it is": {}, "SGD": {"optimizer": "sgd"}}
-    result = collected("robustness", **knobs, variants=variants)
+    result = results_of("robustness", **knobs, variants=variants)
     assert result.variant.values.tolist() == list(variants)
     run = trainings("robustness", {**knobs, "variants": variants})[2]
     assert result.test_auc.sel(variant="SGD").item() == kept(run.key).test_auc
-    rates = collected("hybrids", **knobs, rates=[0.01, 0.001])
+    rates = results_of("hybrids", **knobs, rates=[0.01, 0.001])
     assert rates.lr.values.tolist() == [0.01, 0.001] and rates.test_auc.sizes["lr"] == 2
     assert "lr" not in rates.baseline_auc.dims
 
@@ -264,7 +266,7 @@ def test_all_images_of_a_fold_are_told_in_numbers(cache, photographs):
     name = ingest.prepare("mine", size=32, folder=photographs).attrs["name"]
     own = {"target": name, "train_size": None, "valid_size": None, "test_size": None, "folds": 4}
     knobs = {**KNOBS, **own, "inits": ["random"], "seeds": 1, "steps": 2, "batch": 8}
-    result = collected("small_data", **knobs, train_sizes=[8, None])
+    result = results_of("small_data", **knobs, train_sizes=[8, None])
     runs = trainings("small_data", {**knobs, "train_sizes": [8, None]})
     whole = [kept(run.key).attrs["train_images"] for run in runs if run.data.train is None]
     assert result.train_images.values.tolist() == [8, round(np.mean(whole))]
@@ -277,6 +279,6 @@ def test_parameters_are_those_of_the_networks():
         counted = [count(name, size) for count in (models.flops, models.memory)]
         assert kept == [models.parameters(name), *counted], (name, size)
     there = set(costs._table()[["model", "size"]].itertuples(index=False, name=None))
-    groups = [group for study in studies.studies() for group in studies.groups(study).values()]
+    groups = [group for study in params.studies() for group in grouping.groups(study).values()]
     specs = [spec for group in groups for spec in group.specs if isinstance(spec, config.Run)]
     assert {(run.model, run.data.size) for run in specs} <= there

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import xarray as xr
-from transfusion import effects, tuning
+from transfusion.experiments import accuracy, tuning
 from transfusion.statistics import contrasts, intervals
 
 from . import made_up
@@ -50,7 +50,7 @@ def test_pilots_are_the_arms_at_their_best_rates():
 
 
 def test_what_is_foreseen_narrows_with_folds_and_repetitions():
-    effect = effects.gains(tuning.at_best_rates(pilots()))
+    effect = accuracy.gains(tuning.at_best_rates(pilots()))
     one, folds, more = (contrasts.foreseen(effect, *n) for n in ((5, 1), (10, 1), (5, 4)))
     assert one.mean == folds.mean == more.mean
     assert one.se > folds.se == pytest.approx(one.se / np.sqrt(2)) and one.se > more.se

@@ -139,7 +139,7 @@ def _verb(verbs, name: str, command, text: str) -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from transfusion import batch
+    from transfusion.studies import batch
 
     names = ("jobs", "profile", "dry_run")
     options = {n: getattr(arguments, n) for n in names}
@@ -147,9 +147,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _group(arguments: argparse.Namespace) -> None:
-    from transfusion import studies
+    from transfusion.studies import grouping
 
-    studies.compute(arguments.study, *arguments.name, jobs=arguments.jobs)
+    grouping.compute(arguments.study, *arguments.name, jobs=arguments.jobs)
 
 
 def _share(arguments: argparse.Namespace) -> None:
@@ -163,37 +163,38 @@ def _share(arguments: argparse.Namespace) -> None:
 
 
 def _chapter(arguments: argparse.Namespace) -> None:
-    from transfusion import render
+    from transfusion.pages import build
+    from transfusion.studies import render
 
     if arguments.jobs:
         for name in arguments.name:
             render.checked_parameters(arguments.study, name)
         places = [(arguments.study, name) for name in arguments.name]
-        return render.chapters(places, arguments.jobs)
+        return build.chapters(places, arguments.jobs)
     for name in arguments.name:
         render.chapter(arguments.study, name)
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from transfusion import studies
+    from transfusion.studies import status
 
-    _show(studies.status(arguments.study), arguments.json)
+    _show(status.status(arguments.study), arguments.json)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from transfusion import claims, studies
+    from transfusion.studies import grouping, status
 
-    _show(studies.plan(arguments.study), arguments.json)
+    _show(status.plan(arguments.study), arguments.json)
     if not arguments.json:
-        rates = f"{studies.CORE / 1e9:.0f} GFLOP/s a core, {studies.GPU / 1e12:.0f} TFLOP/s a GPU"
+        rates = f"{grouping.CORE / 1e9:.0f} GFLOP/s a core, {grouping.GPU / 1e12:.0f} TFLOP/s a GPU"
         print(f"Reckoned at {rates} (measured); runs that another chapter has are counted once.")
-        could = claims.could_show(arguments.study)
+        could = status.could_show(arguments.study)
         print("\nWhat claims on final AUC could show, four times in five, in points:")
         print(could.to_string() if len(could) else "known after the tuning")
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-    from transfusion import pack
+    from transfusion.boxes import pack
 
     chosen = {name: getattr(arguments, name) for name in ("lossy", "limit")}
     made = pack.pack(arguments.study, arguments.out, **chosen)
@@ -202,7 +203,7 @@ def _pack(arguments: argparse.Namespace) -> None:
 
 def _work(arguments: argparse.Namespace) -> None:
     try:
-        from transfusion import work
+        from transfusion.boxes import work
     except ImportError as error:
         raise ValueError(f"{error.name} is missing here: see the README of the box") from error
     options = {"jobs": arguments.jobs, "begun": BEGUN}
@@ -210,7 +211,7 @@ def _work(arguments: argparse.Namespace) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    from transfusion import box
+    from transfusion.boxes import box
 
     found = box.merge(arguments.folder)
     print(f"{len(found.added)} records added, {len(found.there)} were there already")
@@ -225,12 +226,13 @@ def _merge(arguments: argparse.Namespace) -> None:
 
 
 def _cache(arguments: argparse.Namespace) -> None:
-    from transfusion import cache, config, records, studies
+    from transfusion import config, records
+    from transfusion.studies import cache, params
 
     if arguments.what == "compact":
         if not arguments.study:
             raise ValueError("compact: expected a study")
-        config.one_of(arguments.study, studies.studies(), "study")
+        config.one_of(arguments.study, params.studies(), "study")
         print(f"{records.compact(arguments.study)} files")
         return
     if arguments.what == "ls":
@@ -255,15 +257,15 @@ def _show(table: pd.DataFrame, as_json: bool) -> None:
 
 
 def _book(arguments: argparse.Namespace) -> None:
-    from transfusion import render
+    from transfusion.pages import build
 
-    print(f"The book is at {render.book(arguments.study)}")
+    print(f"The book is at {build.book(arguments.study)}")
     if arguments.zip:
-        print(f"and in {render.zipped()}")
+        print(f"and in {build.zipped()}")
 
 
 def _strip(arguments: argparse.Namespace) -> None:
-    from transfusion import render
+    from transfusion.studies import render
 
     for notebook in arguments.notebooks:
         render.strip_file(notebook)

@@ -62,10 +62,10 @@ def _without_training(results: xr.Dataset, kind: str, **labels: object) -> xr.Da
 
 def combined(arms: Arms) -> intervals.Interval:
     """A weighted sum of arms, paired over folds and repetitions, less those in which any failed."""
-    return intervals.over_folds(*_summed(arms))
+    return intervals.over_folds(*summed(arms))
 
 
-def _summed(arms: Arms) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+def summed(arms: Arms) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Values (fold, repetition), influence (fold, patient) and patients (fold,) of a sum."""
     weights = [weight for weight, _ in arms]
     paired = xr.align(*(one["value"] for _, one in arms), join="inner")  # repetitions of all alone
@@ -159,7 +159,7 @@ def without_fold(effect: Effect, fold: int) -> Effect | None:
 def foreseen(effect: Effect, folds: int, repetitions: int) -> intervals.Interval:
     """What the mean of all rows would be known by from so many folds and repetitions, if patients
     and trainings vary as in the repetitions of these folds."""
-    values, influence, patients = _summed(mean(effect.rows.values()))
+    values, influence, patients = summed(mean(effect.rows.values()))
     found = intervals.over_folds(values, influence, patients)
     if influence is None or patients is None or not np.isfinite(found.low):
         return found

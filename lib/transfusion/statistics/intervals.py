@@ -273,18 +273,3 @@ def adjusted(p: np.ndarray) -> np.ndarray:
     share = len(known) / np.arange(len(known), 0, -1)
     found.flat[falling] = np.minimum.accumulate(found.flat[falling] * share).clip(max=1.0)
     return found
-
-
-# --- steps to a level ------------------------------------------------------------------------
-
-
-def steps_to(level: float, steps: np.ndarray, curve: np.ndarray) -> float:
-    """First step at which a curve reaches `level`, linear between points; inf if it never does."""
-    reached = np.flatnonzero(curve >= level)
-    if len(reached) == 0:
-        return np.inf
-    i = int(reached[0])
-    if i == 0:
-        return float(steps[0])
-    share = (level - curve[i - 1]) / (curve[i] - curve[i - 1])
-    return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))

@@ -8,7 +8,7 @@ import itertools
 import pandas as pd
 import xarray as xr
 
-from transfusion import effects
+from transfusion.experiments import accuracy
 from transfusion.statistics import contrasts, intervals
 
 
@@ -58,7 +58,7 @@ def longer(results: xr.Dataset) -> pd.DataFrame:
     for model, init in itertools.product(results.model.values, results.init.values):
         usual, twice = (last.sel(model=model, init=init, length=n) for n in (1, 2))
         found = intervals.interval((twice - usual).values)
-        enough = found.mean < effects.margin_at(float(usual.mean())) / 2
+        enough = found.mean < accuracy.margin_at(float(usual.mean())) / 2
         row = {"model": str(model), "init": str(init), **contrasts.effect_row("added", found)}
         rows.append(row | {"verdict": "converged" if enough else "not converged"})
     return contrasts.as_table(rows, ["model", "init"], "added")

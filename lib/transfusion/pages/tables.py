@@ -1,10 +1,9 @@
-"""What a page says in words and tables: claims and their verdicts, effects, provenance."""
+"""Tables of what was measured, and where a page's numbers come from."""
 
 from __future__ import annotations
 
 import html
 import json
-import re
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -13,168 +12,11 @@ import pandas as pd
 import xarray as xr
 from IPython.display import HTML
 
-from transfusion import claims, effects, figures, paper, records, representations, studies, tuning
+from transfusion import terms
+from transfusion.experiments import accuracy, features, paper, tuning
+from transfusion.figures import representations
+from transfusion.pages import verdicts
 from transfusion.statistics import contrasts, gate, intervals
-
-# --- claims ----------------------------------------------------------------------------------
-
-
-def verdict_box(results: xr.Dataset, *names: str) -> HTML:
-    """Each claim as the paper has it, what was found, and the verdict, corrected for the number of
-    claims of the study, in a box; claims that no run of it speaks to are left out."""
-    found = {name: claims.decide(name, results) for name in names}
-    study = json.loads(results.attrs["parameters"]).get("study", "")
-    table = claims.beside(study, found)
-    told = [name for name in names if name in table.index]
-    return HTML("".join(_box(claims.CLAIMS[name], table.loc[name]) for name in told))
-
-
-def _box(claim: claims.Claim, row: pd.Series) -> str:
-    beside = f" <small>{_whole(row['beside'])}.</small>" if row["beside"] else ""
-    return (
-        f'<div class="verdict {_slug(row["verdict"])}">'
-        f"<p>{badge(row['verdict'])} <b>{claim.says}.</b></p>"
-        f"<p>Paper: {claim.paper()}.</p>"
-        f"<p>Here: {_whole(row['found'])}.{_corrected(row)}{beside}</p></div>"
-    )
-
-
-def _corrected(row: pd.Series) -> str:
-    """p for the number of claims, and what p alone would say where that is another verdict."""
-    if np.isnan(row["adjusted"]) or row["verdict"] == "not testable":
-        return ""
-    alone = "" if row["alone"] == row["verdict"] else f", by itself {row['alone']}"
-    return f" <small>(p&nbsp;{_p(row['adjusted'])} for all claims{alone})</small>"
-
-
-def answers(table: pd.DataFrame, study: str, *names: str) -> HTML:
-    """Each claim with its verdict out of `claims.table`, which leads to the study's page."""
-    lines = []
-    for name in names:
-        claim = claims.CLAIMS[name]
-        page = f"{study}/{claim.chapter}.html"
-        told = _told(table.loc[name], page) if name in table.index else _to_come(page)
-        lines.append(f"<p>{claim.says}: {told}</p>")
-    return HTML(f'<div class="answers">{"".join(lines)}</div>')
-
-
-def _whole(found: str) -> str:
-    """No line ends within `n = 4`, `60.0 ± 1.3` or an interval."""
-    found = found.replace("n = ", "n&nbsp;=&nbsp;").replace(" ± ", "&nbsp;±&nbsp;")
-    return re.sub(r"\[(\S+), (\S+)\]", r"[\1,&nbsp;\2]", found)
-
-
-def _p(p: float) -> str:
-    return "below 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-
-
-def claims_table(columns: Iterable[str], main: str) -> HTML:
-    """All claims: the paper's number, and each study's verdict, corrected for their number, with
-    what was found. `main` is the study on the main pages; pages of the others lie in its folder."""
-    tables = {study: claims.table(study) for study in columns}
-    heads = ["Claim of the paper", "Paper", *(_heading(study) for study in tables)]
-    rows = []
-    for name, claim in claims.CLAIMS.items():
-        cells = f'<th scope="row">{claim.says}</th><td>{claim.paper()}</td>'
-        for study, table in tables.items():
-            page = f"{'' if study == main else f'{study}/'}{claim.chapter}.html"
-            told = _told(table.loc[name], page) if name in table.index else ""
-            asked = name != "findings" or _has_findings(study)
-            if not told and asked and _is_to_come(study, claim.chapter):
-                told = _to_come(page)
-            cells += f"<td>{told or '–'}</td>"
-        rows.append(f"<tr>{cells}</tr>")
-    head = "".join(f'<th scope="col">{words}</th>' for words in heads)
-    return HTML(
-        f'<div class="claims"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _has_findings(study: str) -> bool:
-    """Whether a study's task has several, by what is recorded of it."""
-    return any(facts.get("task") == "findings" for facts in records.facts(study).values())
-
-
-def _is_to_come(study: str, chapter: str) -> bool:
-    known = study in studies.studies() and chapter in studies.chapters(study)
-    return known and not studies.is_collected(study, chapter)
-
-
-def _to_come(page: str) -> str:
-    return f'<a href="{page}">still to come</a>'
-
-
-def shown(study: str, chapter: str, draw: Callable[[xr.Dataset], object]) -> object:
-    """What is drawn of a study's chapter, or the words that it is still to come."""
-    try:
-        return draw(studies.results(study, chapter))
-    except FileNotFoundError:
-        command = f"<code>transfusion run {study} --chapter {chapter}</code>"
-        return HTML(f"<p>Still to come: {command}.</p>")
-
-
-def _heading(study: str) -> str:
-    title = studies.TITLES.get(study, study)
-    return title[:1].upper() + title[1:]  # not `capitalize`, which makes Nih of NIH
-
-
-def _told(row: pd.Series, page: str) -> str:
-    alone = "" if row["alone"] == row["verdict"] else f" (by itself: {row['alone']})"
-    beside = f"<br><small>{_whole(row['beside'])}</small>" if row["beside"] else ""
-    found = f"<br>{_whole(row['found'])}{beside}"
-    return f'<a href="{page}">{badge(row["verdict"])}</a>{alone}{found}'
-
-
-PLURAL = {"holds": "hold", "differs": "differ"}
-
-
-def tally(study: str) -> str:
-    """How many of a study's claims hold, and so on, corrected for their number: for prose."""
-    verdicts = list(claims.table(study)["verdict"])
-    words = ", ".join(_count(verdicts, v) for v in intervals.VERDICTS if v in verdicts)
-    return f"of {len(verdicts)} claims, {words}" if words else "no claim was tested yet"
-
-
-def _count(verdicts: list[str], verdict: str) -> str:
-    count = verdicts.count(verdict)
-    be = "" if verdict in PLURAL else "is " if count == 1 else "are "
-    return f"{count} {be}{verdict if count == 1 else PLURAL.get(verdict, verdict)}"
-
-
-def reached(columns: Iterable[str]) -> dict[str, str]:
-    """How good each study's networks are, in a sentence for prose: `cells_reached`."""
-    return {f"{study}_reached": _reached(study) for study in columns}
-
-
-def _reached(study: str) -> str:
-    on = f"On {studies.TITLES.get(study, study)}"
-    try:
-        results = studies.results(study, "performance")
-    except FileNotFoundError:
-        return f"{on}, the trainings are still to come."
-    table = gate.levels(results)
-    simple = gate.baseline_levels(results).loc[""].loc[gate.SIMPLE, "AUC"]
-    learned = int(table["learned"].sum())
-    return (
-        f"{on}, test AUC is {table['AUC'].min():.1f} to {table['AUC'].max():.1f} % by network and "
-        f"start, where 18 statistics reach {simple['statistics']:.1f} and a thumbnail "
-        f"{simple['thumbnail']:.1f} %; {learned} of {len(table)} have learned the task."
-    )
-
-
-def convergence(study: str) -> str:
-    """Whether a study's trainings have converged, in a sentence for prose."""
-    try:
-        table = tuning.longer(studies.results(study, "convergence"))
-    except FileNotFoundError:
-        return "Whether the trainings have converged is still to come."
-    told = [
-        f"{figures.title(m)}, {figures.title(i)} {row['added']:+z.2f} points ({row['verdict']})"
-        for (m, i), row in table.iterrows()
-    ]
-    return f"Twice as many steps add to the last validation AUC: {'; '.join(told)}."
-
 
 # --- words and tables ------------------------------------------------------------------------
 
@@ -186,7 +28,7 @@ def counted(verdicts: list[str], names: Iterable[str] = ()) -> str:
     for verdict in intervals.VERDICTS:
         chosen = [i for i, v in enumerate(verdicts) if v == verdict]
         if chosen and names:
-            found.append(f"{verdict} for {_listed(figures.title(names[i]) for i in chosen)}")
+            found.append(f"{verdict} for {_listed(terms.title(names[i]) for i in chosen)}")
         elif chosen:
             found.append(f"{verdict} {len(chosen)} of {len(verdicts)} times")
     return "; ".join(found)
@@ -198,31 +40,22 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def badge(verdict: str) -> str:
-    """The verdict as a coloured word."""
-    return f'<span class="badge {_slug(verdict)}">{html.escape(verdict)}</span>'
-
-
-def _slug(verdict: str) -> str:
-    return verdict.replace(" ", "-")
-
-
 def levels_table(results: xr.Dataset) -> HTML:
     """Test AUC in percent: first what needs no training, then every network and init, with what it
     is above both simple baselines, whether it has learned and, of retinas, the paper's Table 1."""
     printed = paper.numbers("Table 1", "auc")
     rows = []
     for (model, init), row in gate.baseline_levels(results).iterrows():
-        name = figures.title(init) + (f", {figures.title(model)}" if model else "")
+        name = terms.title(init) + (f", {terms.title(model)}" if model else "")
         rows.append({"network": name, "AUC (%)": _level(row)})
     for (model, init), row in gate.levels(results).iterrows():
-        name = f"{figures.title(model)}, {figures.title(init)}"
+        name = f"{terms.title(model)}, {terms.title(init)}"
         told = {"network": name, "AUC (%)": _level(row), "n": str(int(row["n"]))}
         for simple in gate.SIMPLE:
             if f"above {simple}" in row:
                 more, least = row[f"above {simple}"], row[f"above {simple} from"]
-                told[f"above {figures.title(simple)}"] = f"{more:+z.1f} [{least:+z.1f}, …]"
-        told["learned"] = "yes" if row["learned"] else badge("not learned")
+                told[f"above {terms.title(simple)}"] = f"{more:+z.1f} [{least:+z.1f}, …]"
+        told["learned"] = "yes" if row["learned"] else verdicts.badge("not learned")
         if _of_retinas(results):
             told["paper"] = _printed(printed, model, init)
         rows.append(told)
@@ -259,7 +92,7 @@ def effect_table(measure: Callable[[xr.Dataset], contrasts.Effect], results: xr.
             told = dict.fromkeys(shown.columns[: len(effect.keys)], "")
             told |= {shown.columns[0]: "<b>mean, decides</b>"}
             told |= _cells(found, effect.name, effect.digits)
-            shown.loc[len(shown)] = told | {"verdict": badge(effect.decide(found).verdict)}
+            shown.loc[len(shown)] = told | {"verdict": verdicts.badge(effect.decide(found).verdict)}
         if rate is not None and len(shown):
             shown.insert(0, "learning rate", f"{rate:g}")
         parts.append(shown)
@@ -283,7 +116,7 @@ def _rows(table: pd.DataFrame, name: str, digits: int) -> pd.DataFrame:
     found = [_cells(contrasts.as_interval(row, name), name, digits) for _, row in table.iterrows()]
     shown = shown.join(pd.DataFrame(found))
     if "verdict" in table:
-        shown["verdict"] = [badge(v) for v in table["verdict"]]
+        shown["verdict"] = [verdicts.badge(v) for v in table["verdict"]]
     return shown
 
 
@@ -291,7 +124,7 @@ def _cells(effect: intervals.Interval, name: str, digits: int) -> dict[str, str]
     detectable = intervals.detectable(effect)
     shown = contrasts.decimals(effect, digits)
     could = f"{detectable:.{shown}f}" if np.isfinite(detectable) else "nothing"
-    return {figures.title(name): contrasts.spread(effect, digits), "could show": could}
+    return {terms.title(name): contrasts.spread(effect, digits), "could show": could}
 
 
 def _labels(table: pd.DataFrame) -> pd.DataFrame:
@@ -303,7 +136,7 @@ def _labels(table: pd.DataFrame) -> pd.DataFrame:
 
 def _named(label: str | float) -> str:
     if isinstance(label, str):
-        return figures.title(label)
+        return terms.title(label)
     return f"{label:g}" if label < 1 else f"{label:,}"
 
 
@@ -318,13 +151,13 @@ def _ends(row: pd.Series, name: str, digits: int) -> str:
 
 def finding_table(results: xr.Dataset) -> HTML:
     """Gain of each finding by model, with p for their number; the paper's where confirmed."""
-    table = effects.finding_gains(results)
+    table = accuracy.finding_gains(results)
     if table.empty:
         return HTML("<p>This study's task has one question, not several findings.</p>")
     shown = _labels(table)
     shown["gain, here"] = [_spread(row, "gain") for _, row in table.iterrows()]
     shown["gain, paper"] = [_paper_gain(m, f) for m, f in table.index]
-    shown["p, adjusted"] = table["adjusted"].map(_p).to_numpy()
+    shown["p, adjusted"] = table["adjusted"].map(verdicts._p).to_numpy()
     return look(shown, index=False)
 
 
@@ -345,7 +178,7 @@ def source_table(results: xr.Dataset) -> HTML:
     reached = 100 * results["test_auc"].sel(init="transfer").mean(["fold", "seed"])
     table["transfer"] = reached.to_series()
     table = table.rename(columns=names | {"transfer": "medical AUC, transfer (%)"})
-    table.index = [figures.title(str(m)) for m in table.index]
+    table.index = [terms.title(str(m)) for m in table.index]
     return look(table.map(lambda v: "named weights" if np.isnan(v) else f"{v:.1f}"))
 
 
@@ -361,7 +194,7 @@ def tuning_table(results: xr.Dataset) -> HTML:
         cells = {rate: "–" if np.isnan(value) else f"{value:.2f}" for rate, value in at.items()}
         cells[f"{top:g}"] = f"<b>{cells[f'{top:g}']}</b>"
         told = {"best lies": "at an end" if arm in ends else "inside"}
-        rows.append({"model": figures.title(model), "init": figures.title(init)} | cells | told)
+        rows.append({"model": terms.title(model), "init": terms.title(init)} | cells | told)
     return look(pd.DataFrame(rows), index=False)
 
 
@@ -373,7 +206,7 @@ def cost_table(results: xr.Dataset) -> HTML:
         reached = intervals.interval(100 * one["test_auc"].sel(init="transfer").values)
         rows.append(
             {
-                "model": figures.title(str(model)),
+                "model": terms.title(str(model)),
                 "parameters (M)": f"{float(one['parameters']) / 1e6:.2f}",
                 "multiply-adds (G)": f"{float(one['multiply_adds']) / 1e9:.3f}",
                 "memory an image (MB)": f"{float(one['memory']) / 1e6:.1f}",
@@ -388,7 +221,7 @@ def cost_table(results: xr.Dataset) -> HTML:
 def gap_table(results: xr.Dataset) -> HTML:
     """Mean CCA above chance by model, before and after training and what training adds, beside the
     gap of the paper's Figure 2."""
-    table = contrasts.by_rate(representations.gaps, results)
+    table = contrasts.by_rate(features.gaps, results)
     if table.empty:
         return HTML(NO_RUN)
     printed = paper.numbers("Figure 2", "cca")["value"]
@@ -410,7 +243,7 @@ def gap_table(results: xr.Dataset) -> HTML:
 def measures_table(results: xr.Dataset) -> HTML:
     """What training adds to the gap, by each measure."""
     tables = {
-        figures.MEASURES[m]: contrasts.by_rate(partial(representations.gaps, measure=m), results)
+        representations.MEASURES[m]: contrasts.by_rate(partial(features.gaps, measure=m), results)
         for m in results.measure.values
     }
     shown = _labels(next(iter(tables.values())))
@@ -426,7 +259,7 @@ def effects_table(table: pd.DataFrame, name: str, digits: int = 1) -> HTML:
     shown = table.reset_index()
     ends = shown[[name, "low", "high"]].map(lambda value: f"{value:z.{digits}f}")
     values = [f"{mean} [{low}, {high}]" for mean, low, high in ends.values]
-    named = {figures.title(name): values, "n": shown["n"]}
+    named = {terms.title(name): values, "n": shown["n"]}
     return look(_labels(table).assign(**named), index=False)
 
 
@@ -456,7 +289,7 @@ def speedup_table(table: pd.DataFrame) -> HTML:
         known = [key if key in printed.index else None for key in arms]
         if any(known):
             shown["paper"] = [f"{printed[key]:g}" if key else "–" for key in known]
-    shown["verdict"] = [badge(v) for v in table["verdict"]]
+    shown["verdict"] = [verdicts.badge(v) for v in table["verdict"]]
     return look(shown, index=False)
 
 
@@ -471,7 +304,7 @@ def _ratio(row: pd.Series) -> str:
 
 def look(frame: pd.DataFrame, *, index: bool = True) -> HTML:
     """A table, styled by the book; where it is wider than a phone, keys can scroll it too."""
-    table = _whole(frame.to_html(border=0, index=index, escape=False))
+    table = verdicts.unbroken(frame.to_html(border=0, index=index, escape=False))
     return HTML(f'<div class="table-wrap" tabindex="0">{table}</div>')
 
 

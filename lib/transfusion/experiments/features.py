@@ -10,28 +10,17 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from transfusion import figures
-from transfusion.effects import LARGE, small
+from transfusion import terms
+from transfusion.experiments import effects, tables
+from transfusion.experiments.effects import LARGE, small
 from transfusion.similarity import second_moments
-from transfusion.statistics import contrasts, gate, intervals
+from transfusion.statistics import contrasts, gate
 from transfusion.statistics.contrasts import Arms, Effect
 from transfusion.statistics.gate import BOTH
 
-GABORS = 5.0  # percent of the filters: one of 20, what noise at the 99 % level and a slip give
 DEPTHS = np.linspace(0, 1, 5)  # of the blocks at which networks are compared
 TOP = 2  # blocks, from the last, whose similarity is compared
 CCA = " CCA"
-
-
-def _arms(values: xr.DataArray, weight: float = 1.0) -> Arms:
-    """A number a repetition (seed,), on one fold unless it has more, as a sum of arms."""
-    if "fold" not in values.dims:
-        values = values.expand_dims(fold=[0])
-    return [(weight, values.to_dataset(name="value"))]
-
-
-def _inits(results: xr.Dataset) -> list[str]:
-    return [init for init in BOTH if init in results.init.values]
 
 
 # --- similarity ------------------------------------------------------------------------------
@@ -47,7 +36,7 @@ def gaps(results: xr.Dataset, measure: str = "cca") -> pd.DataFrame:
             continue
         final, initial = (pairs[pairs["state"] == state] for state in ("final", "initial"))
         row = {"model": model, **_kinds(final), "after": _gap(final), "before": _gap(initial)}
-        found = contrasts.combined(_arms(_pseudo_values(pairs, _added)))
+        found = contrasts.combined(effects.over_seeds(_pseudo_values(pairs, _added)))
         rows.append(row | contrasts.effect_row("added", found))
     return contrasts.as_table(rows, ["model"], "added")
 
@@ -69,7 +58,7 @@ def _large_minus_small(
     """Of a CCA a repetition of each network, of which one of these inits must have learned."""
     rows: dict[tuple, Arms] = {}
     for model in small(results) if LARGE in values else []:
-        both = [*_arms(values[LARGE]), *_arms(values[model], -1.0)]
+        both = [*effects.over_seeds(values[LARGE]), *effects.over_seeds(values[model], -1.0)]
         if all(one["value"].notnull().any() for _, one in both):
             rows[(model,)] = both
     asked = gate.testable(
@@ -86,11 +75,11 @@ def _excess(one: xr.Dataset) -> xr.DataArray:
 def _top_pairs(results: xr.Dataset, model: str, measure: str) -> pd.DataFrame:
     """Mean over the top blocks of each pair that has a random network: its `kind` (what the other
     one is), state, and seeds `a` and `b`."""
-    one = figures.blocks_of(results, model, measure)
+    one = tables.blocks_of(results, model, measure)
     excess = _excess(one).isel(block=slice(-TOP, None)).mean("block")
     parts = []
     for kind, state in itertools.product(BOTH, ("initial", "final")):
-        chosen = figures.between(one, "random", kind, state)
+        chosen = tables.between(one, "random", kind, state)
         ends = {"a": one.seed_a.values[chosen], "b": one.seed_b.values[chosen]}
         found = {"kind": kind, "state": state, **ends, "value": excess.values[chosen]}
         parts.append(pd.DataFrame(found))
@@ -136,7 +125,7 @@ def thin_blocks(results: xr.Dataset) -> str:
         few = one["datapoints"] < second_moments.ENOUGH * one["neurons"]
         few = few.any("lr") if "lr" in few.dims else few
         names = ", ".join(str(name) for name in one.block.values[few.values])
-        found += [f"{figures.title(str(model))} ({names})"] if names else []
+        found += [f"{terms.title(str(model))} ({names})"] if names else []
     rule = f"{second_moments.ENOUGH} datapoints a neuron"
     return f"Fewer than {rule}: {'; '.join(found)}." if found else f"All blocks have {rule}."
 
@@ -150,8 +139,8 @@ def kept(results: xr.Dataset, measure: str = "cca") -> xr.DataArray:
     coords = {"model": models, "init": inits, "seed": list(map(int, seeds)), "depth": DEPTHS}
     found = xr.DataArray(np.full(shape, np.nan), coords, tuple(coords))
     for model, init in itertools.product(models, inits):
-        one = figures.blocks_of(results, model, measure)
-        one = one.isel(pair=figures.before_after(one, init))
+        one = tables.blocks_of(results, model, measure)
+        one = one.isel(pair=tables.before_after(one, init))
         place = np.linspace(0, 1, one.sizes["block"])
         for seed, row in zip(one.seed_a.values, _excess(one).transpose("pair", ...), strict=True):
             if len(place):
@@ -179,7 +168,7 @@ def low_reuse(results: xr.Dataset) -> Effect:
     low, rest = gap.isel(depth=slice(0, 2)), gap.isel(depth=slice(2, None))
     values = low.mean("depth") - rest.mean("depth")
     rows = {
-        (str(m),): _arms(values.sel(model=m, drop=True))
+        (str(m),): effects.over_seeds(values.sel(model=m, drop=True))
         for m in values.model.values
         if values.sel(model=m).notnull().any()
     }
@@ -194,7 +183,7 @@ def foretold(results: xr.Dataset) -> pd.DataFrame:
     rows = []
     places, kinds = ("first", "last"), BOTH
     for model, place, kind in itertools.product(map(str, results.model.values), places, kinds):
-        found = contrasts.combined(_arms(_foretold(results, model, place, kind)))
+        found = contrasts.combined(effects.over_seeds(_foretold(results, model, place, kind)))
         row = {"model": model, "block": place, "kind": f"random, {kind}"}
         rows.append({**row, **contrasts.effect_row("R2", found)})
     return contrasts.as_table(rows, ["model", "block", "kind"], "R2")
@@ -205,7 +194,7 @@ def _foretold(results: xr.Dataset, model: str, place: str, kind: str = "random")
     none = xr.DataArray(np.array([]), {"seed": []}, ("seed",))
     if model not in results.model.values:
         return none
-    one = figures.blocks_of(results, model, "cca")
+    one = tables.blocks_of(results, model, "cca")
     if not one.sizes["block"]:
         return none
     pairs = _foretold_pairs(one.isel(block=0 if place == "first" else -1), kind)
@@ -214,8 +203,8 @@ def _foretold(results: xr.Dataset, model: str, place: str, kind: str = "random")
 
 def _foretold_pairs(one: xr.Dataset, kind: str) -> pd.DataFrame:
     """R2 of each pair of networks in one block, and their seeds."""
-    before, after = figures.neurons(one, kind)
-    chosen = one.isel(pair=figures.between(one, "random", kind))
+    before, after = tables.neurons(one, kind)
+    chosen = one.isel(pair=tables.between(one, "random", kind))
     # The order of `figures.neurons`.
     order = np.lexsort([chosen.seed_b, chosen.init_b, chosen.seed_a, chosen.init_a])
     values = [_r2(x, y) for x, y in zip(before, after, strict=True)]
@@ -239,89 +228,10 @@ def foretelling(results: xr.Dataset) -> Effect:
     for model, place in places:
         other = _foretold(results, model, place)
         if len(mine) and len(other):
-            rows[model, place] = [*_arms(mine), *_arms(other, -1.0)]
+            rows[model, place] = [*effects.over_seeds(mine), *effects.over_seeds(other, -1.0)]
     asked = gate.testable(
         results, rows, lambda model, _: gate.each([(LARGE, "random"), (model, "random")])
     )
     if asked == {(LARGE, "last")}:
         asked = set()  # of large and small nothing can be said without the small
     return Effect("R2", ("model", "block"), rows, asked, contrasts.above, " R²", 2)
-
-
-# --- first layers ----------------------------------------------------------------------------
-
-
-def movements(results: xr.Dataset) -> pd.DataFrame:
-    """First layer, by model and init (E12): how far filters move, and the share of Gabors."""
-    rows = []
-    for model, init in itertools.product(results.model.values, results.init.values):
-        chosen = {"model": model, "init": init}
-        far = contrasts.combined(_arms(_moved(results).sel(chosen, drop=True)))
-        if far.n:
-            share = _shares(results, model, init)
-            before, after = (float(share.sel(state=s).mean()) for s in ("initial", "final"))
-            change = contrasts.combined(_arms(_change(results, model, init)))
-            row = {"gabors before": before, "gabors after": after}
-            row |= {"moved": far.mean, "moved low": far.low, "moved high": far.high}
-            rows.append({**chosen, **row, **contrasts.effect_row("change", change)})
-    return contrasts.as_table(rows, ["model", "init"], "change")
-
-
-def _moved(results: xr.Dataset) -> xr.DataArray:
-    """Change in percent of a filter's length, mean over filters."""
-    return 100 * results["moved"].mean("filter")
-
-
-def _shares(results: xr.Dataset, model: str, init: str) -> xr.DataArray:
-    """Percent of the filters that are Gabors, (state, fold, seed)."""
-    gabors = (results["gabor"] > results["gabor_level"]).where(results["gabor"].notnull())
-    return 100 * gabors.sel(model=model, init=init, drop=True).mean("filter")
-
-
-def _change(results: xr.Dataset, model: str, init: str) -> xr.DataArray:
-    share = _shares(results, model, init)
-    return share.sel(state="final", drop=True) - share.sel(state="initial", drop=True)
-
-
-def moving(results: xr.Dataset) -> Effect:
-    """How much further the filters of each small network move than the large one's, percent of
-    their length, by init: above 0 (E12)."""
-    far, rows = _moved(results), {}
-    for model, init in itertools.product(small(results), _inits(results)):
-        if LARGE in far.model.values:
-            own, large = (far.sel(model=m, init=init, drop=True) for m in (model, LARGE))
-            if (own - large).notnull().any():
-                rows[model, init] = [*_arms(own), *_arms(large, -1.0)]
-    asked = gate.testable(
-        results, rows, lambda model, init: gate.each([(LARGE, init), (model, init)])
-    )
-    unit = " % of a filter's length"
-    return Effect("further", ("model", "init"), rows, asked, contrasts.above, unit, 0)
-
-
-def gabor_changes(results: xr.Dataset, init: str) -> Effect:
-    """Small networks, by model: from random init the share of Gabors stays within GABORS of what
-    it was, and from pretrained weights some are lost (the paper's Figure 5)."""
-    rows = {}
-    for model in small(results):
-        if init in results.init.values:
-            found = _change(results, model, init)
-            if found.notnull().any():
-                rows[(model,)] = _arms(found)
-    asked = gate.testable(results, rows, lambda model: [[(model, init)]])
-    rule = contrasts.equivalent(GABORS) if init == "random" else contrasts.below
-    there = results["gabor"].isel(state=0).notnull().any(["init", "fold", "seed"])
-    filters = int(there.sum("filter").max())
-    decide = _in_steps(rule, 100 / max(1, filters))
-    return Effect("change", ("model",), rows, asked, decide, " % of the filters", 0)
-
-
-def _in_steps(rule: contrasts.Decide, step: float) -> contrasts.Decide:
-    """A rule on what is counted in steps: repetitions that happen to agree are not known exactly,
-    so the variance within a step (Sheppard's step^2 / 12) is added."""
-
-    def decide(effect: intervals.Interval) -> intervals.Decision:
-        se = float(np.hypot(effect.se, step / np.sqrt(12 * max(1, effect.n))))
-        return rule(intervals.students(effect.mean, se, effect.sd, effect.n, effect.freedom))
-
-    return decide

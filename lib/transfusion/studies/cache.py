@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from transfusion import records, store, studies
+from transfusion import records, store
+from transfusion.studies import grouping, params
 
 
 def ls() -> pd.DataFrame:
@@ -34,8 +35,8 @@ def ls() -> pd.DataFrame:
 def _needed() -> dict[str, list[str]]:
     """Keys that a study has in a group, collected or not, and which studies."""
     needed: dict[str, list[str]] = {}
-    for study in studies.studies():
-        for group in studies.groups(study).values():
+    for study in params.studies():
+        for group in grouping.groups(study).values():
             for spec in group.specs:
                 needed.setdefault(spec.key, []).append(study)
     return needed

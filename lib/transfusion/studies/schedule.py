@@ -185,7 +185,7 @@ def check(todo: Iterable[Task]) -> None:
     """Raise ValueError for whatever would stop one of these, before anything starts."""
     needed = [task for spec in todo for task in [*needs(spec), spec]]
     for baseline in (task for task in needed if isinstance(task, config.Baseline)):
-        from transfusion import baselines
+        from transfusion.experiments import baselines
 
         baselines.check(baseline)
     runs = [task for task in needed if isinstance(task, config.Run)]
@@ -309,7 +309,7 @@ def _perform(fields: dict, precision: config.Native | None = None) -> None:
     if isinstance(task, config.Comparison):
         comparison.compare(task)
     elif isinstance(task, config.Baseline):
-        from transfusion import baselines
+        from transfusion.experiments import baselines
 
         baselines.compute(task)
     else:

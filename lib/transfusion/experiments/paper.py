@@ -14,7 +14,7 @@ def numbers(where: str, measure: str) -> pd.DataFrame:
     AUC is in percent, CCA in [0, 1], speed-up a ratio of steps. Raises ValueError if there are
     none.
     """
-    table = pd.read_csv(str(files("transfusion") / "paper.csv"), keep_default_na=False)
+    table = pd.read_csv(str(files("transfusion.experiments") / "paper.csv"), keep_default_na=False)
     rows = table[(table["where"] == where) & (table["measure"] == measure)]
     if rows.empty:
         raise ValueError(f"nothing recorded of {measure!r} in {where!r}")

@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from transfusion import box, config, experiments, records, schedule, store, studies
+from transfusion import config, records, store
+from transfusion.boxes import box
+from transfusion.experiments import plan
 from transfusion.images import tasks
+from transfusion.studies import grouping, params, schedule
 
 # Operations a second, to say beforehand how long a box takes. A core with AMX
 # is `studies.CORE`, and with AVX2 alone it does a third of that.
 SPEEDS = {
-    "an H200": studies.GPU,
-    "a core with AMX": studies.CORE,
-    "a core with AVX2 alone": studies.CORE / 3,
+    "an H200": grouping.GPU,
+    "a core with AMX": grouping.CORE,
+    "a core with AVX2 alone": grouping.CORE / 3,
 }
 IN_A_BOX = ("LICENSE", "README.md", "box.json", "images", "sources", "transfusion", "weights")
 BESIDE = 4000  # bytes of licence, README and what else box.json says
@@ -111,7 +114,7 @@ def _wanted(names: list[str]) -> Iterator[box.Entry]:
     seen: set[str] = set()
     for study, chapter in _chapters(names):
         started = records.begun(store.records_folder(study))
-        asked = studies.specs(study, chapter)
+        asked = params.specs(study, chapter)
         done = records.done(study, asked, fast="bfloat16")
         missing = [spec for spec in asked if spec.key not in done]
         missing.sort(key=lambda spec: (getattr(spec, "seed", 0), spec.data.fold))
@@ -123,9 +126,9 @@ def _wanted(names: list[str]) -> Iterator[box.Entry]:
 
 def _chapters(names: list[str]) -> Iterator[tuple[str, str]]:
     for study, _, chapter in (name.partition(":") for name in names):
-        config.one_of(study, studies.studies(), "study")
-        for each in [chapter] if chapter else studies.chapters(study):
-            yield study, config.one_of(each, studies.chapters(study), f"chapter of {study}")
+        config.one_of(study, params.studies(), "study")
+        for each in [chapter] if chapter else params.chapters(study):
+            yield study, config.one_of(each, params.chapters(study), f"chapter of {study}")
 
 
 def _with_needs(spec: config.Spec) -> Iterator[config.Spec]:
@@ -136,7 +139,7 @@ def _with_needs(spec: config.Spec) -> Iterator[config.Spec]:
 
 
 def _is_source(run: config.Run) -> bool:
-    return run.seed == experiments.SOURCE_SEED
+    return run.seed == plan.SOURCE_SEED
 
 
 def _files(spec: config.Spec, lossy: int | None) -> dict[str, Callable[[Path], None]]:

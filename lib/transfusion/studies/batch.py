@@ -20,7 +20,9 @@ from typing import NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
-from transfusion import config, experiments, machine, render, schedule, store, studies
+from transfusion import config, machine, store
+from transfusion.experiments import plan
+from transfusion.studies import grouping, params, render, schedule
 
 PROFILES = store.HOME / "params" / "profiles"
 START = 1e12  # floating-point operations that a page counts as: five seconds of a core
@@ -57,8 +59,8 @@ def run(
     cache waits for the first. Raises ValueError for whatever cannot run before anything is
     computed, schedule.Failed after doing all else if something failed.
     """
-    config.one_of(study, studies.studies(), "study")
-    chapters = only or [c for c in studies.chapters(study) if c in experiments.CHAPTERS]
+    config.one_of(study, params.studies(), "study")
+    chapters = only or [c for c in params.chapters(study) if c in plan.CHAPTERS]
     for chapter in chapters:
         render.checked_parameters(study, chapter)
     wanted = _wanted(study, chapters)
@@ -114,13 +116,13 @@ def _by_workers(
 
 
 def _can_be_shown(study: str, chapter: str) -> bool:
-    return all(studies.is_done(study, name) for name in studies.groups_of(study, chapter))
+    return all(grouping.is_done(study, name) for name in grouping.groups_of(study, chapter))
 
 
 def _wanted(study: str, chapters: list[str]) -> list[Job]:
     """The pages, and before them all groups that they need."""
-    names = list(dict.fromkeys(g for c in chapters for g in studies.groups_of(study, c)))
-    groups = [Job("group", name, studies.done_file(study, name)) for name in names]
+    names = list(dict.fromkeys(g for c in chapters for g in grouping.groups_of(study, c)))
+    groups = [Job("group", name, grouping.done_file(study, name)) for name in names]
     return groups + [Job("chapter", c, render.executed(study, c)) for c in chapters]
 
 
@@ -132,7 +134,7 @@ def _remove_stale(study: str, wanted: list[Job]) -> None:
 
 
 def _is_fresh(study: str, job: Job) -> bool:
-    fresh = {"group": studies.is_done, "chapter": render.is_fresh}
+    fresh = {"group": grouping.is_done, "chapter": render.is_fresh}
     return fresh[job.kind](study, job.name)
 
 
@@ -210,7 +212,7 @@ def _time_left(seconds: float, done: float, left: float) -> str:
 
 
 def _missing(study: str, todo: list[Job]) -> list[config.Spec]:
-    groups = [studies.groups(study)[job.name] for job in todo if job.kind == "group"]
+    groups = [grouping.groups(study)[job.name] for job in todo if job.kind == "group"]
     ahead = schedule.missing([spec for group in groups for spec in group.specs], study)
     return [task for task in ahead if not isinstance(task, config.Data)]
 

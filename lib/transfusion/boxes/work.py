@@ -23,10 +23,12 @@ from typing import TextIO
 import torch
 from filelock import FileLock, Timeout
 
-from transfusion import box, config, machine, outbox, records, schedule, store
-from transfusion.crew import Crew, assign, listen, more_workers, progress
+from transfusion import config, machine, records, store
+from transfusion.boxes import box, outbox
+from transfusion.boxes.crew import Crew, assign, listen, more_workers, progress
 from transfusion.images import tasks
-from transfusion.schedule import Task
+from transfusion.studies import schedule
+from transfusion.studies.schedule import Task
 
 SAYS = 10.0  # seconds between two lines of progress
 STOP = 3.0  # seconds before the end at which nothing more is waited for: to kill and to leave

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from transfusion import baselines, config, store
+from transfusion import config, store
+from transfusion.experiments import baselines
 from transfusion.images import tasks
-from transfusion.schedule import Task
 from transfusion.similarity import comparison
+from transfusion.studies.schedule import Task
 from transfusion.training import fit, loop
 
 SPACE = 50_000_000  # bytes that a checkpoint of a small network and its weights take

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from transfusion import box, config, machine, schedule, serve
-from transfusion.schedule import Task
+from transfusion import config, machine
+from transfusion.boxes import box, serve
+from transfusion.studies import schedule
+from transfusion.studies.schedule import Task
 
 GAIN = 1.2  # by how much twice as many must be faster together, or they stay as many as they are
 SETTLE = 6.0  # seconds that they are watched for: a dozen steps and more, after a graph is captured

@@ -1,35 +1,29 @@
-"""What each chapter needs run, and the collected Dataset that it shows.
-
-No torch is imported here until something is missing, so a book whose results exist needs none.
-"""
+"""What each chapter needs run: knobs -> specifications under their labels."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, field, replace
-from functools import cache
 from typing import Annotated, Literal, NamedTuple
 
-import numpy as np
 import xarray as xr
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from transfusion import config, machine, records, schedule, store, tables
+from transfusion import config, machine
 from transfusion.config import Spec
+from transfusion.experiments import tables
+from transfusion.experiments.tables import Labels, Results
 from transfusion.images import tasks
-from transfusion.statistics import metrics
-from transfusion.tables import Labels, Results
 
 # No target run has it: a source that began as a target's random network did would resemble it.
 SOURCE_SEED = 1_000_000
 # An init that was not tuned takes the rate of the one that it is compared with: of these the one
 # named, of all others transfer, as they keep pretrained weights in their places.
 COMPARED_WITH = {"random": "random", "mean_var": "mean_var"}
+
+
 COMPARED_WITH |= dict.fromkeys(config.CONTROLS, "mean_var")
 
 
@@ -85,10 +79,10 @@ def runs(chapter: str, **parameters) -> list[Spec]:
     """The runs, or comparisons of them, that a chapter needs; raises ValueError for bad knobs."""
     if chapter in WITHOUT_RUNS:
         return []
-    return [spec for _, spec in _labelled(chapter, _knobs(parameters))]
+    return [spec for _, spec in labelled(chapter, checked(parameters))]
 
 
-def _knobs(parameters: dict) -> Knobs:
+def checked(parameters: dict) -> Knobs:
     for name in parameters:
         config.one_of(name, Knobs.__dataclass_fields__, "parameter")
     try:
@@ -118,7 +112,7 @@ def declared(variables: dict) -> dict:
     return {name: variables[name] for name in Knobs.__dataclass_fields__ if name in variables}
 
 
-def _labelled(chapter: str, knobs: Knobs) -> list[tuple[Labels, Spec]]:
+def labelled(chapter: str, knobs: Knobs) -> list[tuple[Labels, Spec]]:
     found = list(CHAPTERS[config.one_of(chapter, CHAPTERS, "chapter")].tasks(knobs))
     if not found:
         lists = "models, inits, train_sizes, rates or variants"
@@ -180,7 +174,7 @@ def _sizes(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
 def _variants(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
     """The same arms under other conditions: each variant replaces some knobs."""
     for name, changes in knobs.variants.items():
-        for labels, run in _scored(_knobs(asdict(knobs) | changes)):
+        for labels, run in _scored(checked(asdict(knobs) | changes)):
             yield {"variant": name, **labels}, run
 
 
@@ -293,112 +287,6 @@ def _optim(knobs: Knobs, steps: int, lr: float) -> config.Optim:
         evaluations=knobs.evaluations,
         precision=machine.precision() if knobs.precision == "auto" else knobs.precision,
     )
-
-
-# --- runs -> the collected Dataset -----------------------------------------------------------
-
-
-def collect(chapter: str, **parameters) -> xr.Dataset:
-    """The Dataset that a chapter shows; what is missing is computed first, with a progress bar.
-
-    It is made of the study's records, and kept for as long as these are the same. Dimensions are
-    those of data_cache/README.md; attrs carry every run's key, status, device, commit and seconds.
-    """
-    knobs = _knobs(parameters)
-    labelled = _labelled(chapter, knobs)
-    study, specs = knobs.study, [spec for _, spec in labelled]
-    if not all_recorded(study, specs):
-        schedule.compute(specs, study)
-    names = records.recorded(study, specs)
-    lost = [spec.key for spec in specs if spec.key not in names]
-    if lost:
-        raise RuntimeError(f"results vanished after they were computed: {', '.join(lost)}")
-    attrs = {
-        "records": records.vouched(study, names.values()),
-        "parameters": json.dumps(asdict(knobs)),
-        "tables": _tables(),
-    }
-    found = _kept(study, chapter, attrs)
-    if found is not None:
-        return found
-    if _mended(study, specs, names):
-        return collect(chapter, **parameters)
-    results = [(of, spec, _result(study, names[spec.key])) for of, spec in labelled]
-    dataset = CHAPTERS[chapter].table(results)
-    dataset.attrs = {
-        "runs": json.dumps([_facts(*each) for each in results]),
-        **attrs,
-        "train_images": round(np.mean([each.attrs["train_images"] for _, _, each in results])),
-    }
-    store.save(study, chapter, dataset)
-    return dataset
-
-
-@cache
-def _tables() -> str:
-    """A digest of the code that makes collected results of records."""
-    digest = hashlib.sha256()
-    for name in ("tables.py", "statistics/metrics.py", "networks/gabors.py"):
-        digest.update((store.LIBRARY / name).read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _mended(study: str, specs: list[Spec], names: dict[str, str]) -> bool:
-    """Whether some of these records were not whole, and so are made again."""
-    damaged = []
-    for spec in specs:
-        try:
-            records.whole(store.records_folder(study), names[spec.key])
-        except (store.Damaged, FileNotFoundError) as error:
-            print(f"{error}: made again; if git has it, a checkout is faster", file=sys.stderr)
-            damaged.append(spec)
-    for spec in damaged:
-        records.mend(study, spec, names[spec.key])
-    return bool(damaged)
-
-
-def _kept(study: str, chapter: str, attrs: dict[str, str]) -> xr.Dataset | None:
-    """What was collected from these very records under these parameters by the same code."""
-    try:
-        found = store.read_zarr(store.results_path(study, chapter))
-    except (FileNotFoundError, store.Damaged):
-        return None
-    return found if attrs.items() <= found.attrs.items() else None
-
-
-def all_recorded(study: str, specs: list[Spec]) -> bool:
-    """Whether these can be shown without computing; so it is where none is needed."""
-    names = records.recorded(study, specs)
-    return all(spec.key in names for spec in specs)
-
-
-def fingerprint(study: str, chapter: str, specs: list[Spec]) -> str:
-    """What a page of these results depends on: it changes when they do."""
-    if specs and all_recorded(study, specs):
-        return records.vouched(study, records.recorded(study, specs).values())
-    try:
-        return store.checksum(store.open(study, chapter))
-    except (FileNotFoundError, store.Damaged):
-        return "none"
-
-
-def result(study: str, spec: Spec) -> xr.Dataset:
-    """What a study has recorded of a spec, a run with what `metrics.scored` reads off its scores.
-
-    Raises FileNotFoundError where there is no record, store.Damaged where it is not whole.
-    """
-    return _result(study, records.recorded(study, [spec]).get(spec.key, spec.key))
-
-
-def _result(study: str, called: str) -> xr.Dataset:
-    return metrics.scored(records.whole(store.records_folder(study), called))
-
-
-def _facts(labels: Labels, spec: Spec, result: xr.Dataset) -> dict:
-    names = ("status", "reason", "device", "precision", "commit", "torch", "seconds")
-    rate = {"lr": spec.optim.lr} if isinstance(spec, config.Run) else {}
-    found = {n: result.attrs[n] for n in (*names, "lossy") if n in result.attrs}
-    return {"key": spec.key, **labels, **rate, **found}
 
 
 class Chapter(NamedTuple):

@@ -1,0 +1,9 @@
+"""Experiments: what each chapter needs run, what is measured of it, and the claims that it decides.
+
+`plan` makes runs of knobs, `tables` a Dataset of results. A theme has a file with its effects and
+its claims: `accuracy`, `learning`, `features`, `filters`; all claims are in `claims`.
+"""
+
+from transfusion.experiments.plan import declared, runs
+
+__all__ = ["declared", "runs"]
