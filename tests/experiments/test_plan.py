@@ -11,7 +11,7 @@ from transfusion.images import ingest, tasks
 from transfusion.statistics import metrics
 from transfusion.studies import collected, grouping, params, schedule, status
 
-from .conftest import KNOBS, poison, results_of
+from ..conftest import KNOBS, poison, results_of
 
 
 def trainings(chapter, **knobs):

@@ -5,8 +5,8 @@ from scipy import stats
 from transfusion.experiments import features, filters, tables
 from transfusion.statistics import contrasts, gate, intervals
 
-from . import made_up
-from .made_up import (
+from .. import made_up
+from ..made_up import (
     COMPARED,
     FALLING,
     LARGE,

@@ -11,7 +11,7 @@ from transfusion.images import ingest
 from transfusion.networks import models
 from transfusion.similarity import activations, second_moments, stored
 
-from .conftest import ROOT
+from ..conftest import ROOT
 
 
 def test_extractor_gives_the_named_blocks(rng):

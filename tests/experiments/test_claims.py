@@ -11,8 +11,8 @@ from transfusion.pages import verdicts
 from transfusion.statistics import contrasts, intervals
 from transfusion.studies import collected
 
-from . import made_up
-from .made_up import FALLING, LARGE, LEVEL, MODELS, STAYING, at_rates, ignorant
+from .. import made_up
+from ..made_up import FALLING, LARGE, LEVEL, MODELS, STAYING, at_rates, ignorant
 
 FINDINGS = ("edema", "effusion", "cardiomegaly", "consolidation")
 LOW, HIGH = [0.9, 0.9, 0.6, 0.6], [0.6, 0.6, 0.9, 0.9]  # similarity to the start, by block

@@ -8,8 +8,8 @@ from transfusion import config, experiments, store, studies
 from transfusion.images import tasks
 from transfusion.studies import schedule
 
-from . import accidents
-from .conftest import KNOBS, results_of
+from .. import accidents
+from ..conftest import KNOBS, results_of
 
 
 def test_only_what_a_parameter_touches_is_missing(cache):

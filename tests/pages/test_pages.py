@@ -15,8 +15,8 @@ from transfusion.similarity import simulation
 from transfusion.statistics import contrasts
 from transfusion.studies import params
 
-from . import made_up
-from .made_up import (
+from .. import made_up
+from ..made_up import (
     COMPARED,
     FALLING,
     LARGE,

@@ -23,7 +23,7 @@ from transfusion.training import fit, loop
 
 from bench import reference
 
-from .conftest import ROOT, poison
+from ..conftest import ROOT, poison
 
 
 def weights(run):

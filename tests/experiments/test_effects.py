@@ -9,8 +9,8 @@ from sklearn.metrics import roc_auc_score
 from transfusion.experiments import accuracy, filters, learning, tuning
 from transfusion.statistics import contrasts, gate, intervals, metrics
 
-from . import made_up
-from .made_up import (
+from .. import made_up
+from ..made_up import (
     BASELINE,
     FOLDS,
     LARGE,

@@ -4,7 +4,7 @@ import pytest
 from transfusion import config, store
 from transfusion.studies import batch, grouping, params, schedule
 
-from .conftest import KNOBS, results_of
+from ..conftest import KNOBS, results_of
 
 STUDIES = params.studies()
 

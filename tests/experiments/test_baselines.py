@@ -17,7 +17,7 @@ from transfusion.similarity import activations, comparison
 from transfusion.studies import collected, schedule
 from transfusion.training import fit
 
-from .conftest import KNOBS, poison, results_of
+from ..conftest import KNOBS, poison, results_of
 
 DRAWN = config.Data(name="fundus", size=32, train=120, valid=60, test=40)
 

@@ -12,7 +12,7 @@ from transfusion.statistics import metrics
 from transfusion.studies import grouping, params, schedule
 from transfusion.training import fit
 
-from .conftest import KNOBS, results_of
+from ..conftest import KNOBS, results_of
 
 
 def test_comparisons_name_their_networks(cache):

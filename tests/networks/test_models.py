@@ -5,7 +5,7 @@ from transfusion.similarity import activations
 
 from bench import reference
 
-from .conftest import Operators
+from ..conftest import Operators
 
 PRINTED = {
     "cbr_large_t": 8_532_480,

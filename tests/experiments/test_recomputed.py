@@ -12,7 +12,7 @@ from transfusion.experiments import accuracy, learning
 from transfusion.statistics import contrasts
 from transfusion.studies import collected, params
 
-from .conftest import KNOBS, ROOT, results_of
+from ..conftest import KNOBS, ROOT, results_of
 
 MADE = {**KNOBS, "folds": 3, "evaluate_at": [1, 3]}
 SPEED = {"inits": ["random", "mean_var", "batch_norm"], "rates": [0.001]}

@@ -4,7 +4,7 @@ import xarray as xr
 from transfusion.experiments import accuracy, tuning
 from transfusion.statistics import contrasts, intervals
 
-from . import made_up
+from .. import made_up
 
 
 def lengths(usual, added):

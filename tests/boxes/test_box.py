@@ -23,7 +23,7 @@ from transfusion.images import ingest, tasks
 from transfusion.studies import grouping, params, schedule
 from transfusion.training import fit
 
-from .conftest import KNOBS, ROOT
+from ..conftest import KNOBS, ROOT
 
 SMALL = {**KNOBS, "seeds": 1, "images": 40, "positions": 4, "neurons": 8}
 

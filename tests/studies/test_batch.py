@@ -16,7 +16,7 @@ import pytest
 from transfusion import config, store
 from transfusion.studies import batch, grouping
 
-from .conftest import KNOBS, ROOT, link_tracked
+from ..conftest import KNOBS, ROOT, link_tracked
 
 STUDY = {**KNOBS, "study": "tiny", "own_inits": {}, "tuned": {}, "optimizer": "adam", "devices": 1}
 STUDY |= {"source_image_size": None, "models": ["cbr_tiny"], "inits": ["random"], "seeds": 3}

@@ -15,7 +15,7 @@ from transfusion import store
 from transfusion.experiments import plan
 from transfusion.studies import grouping
 
-from .conftest import ROOT, link_tracked
+from ..conftest import ROOT, link_tracked
 
 pytestmark = pytest.mark.slow
 STATE = "/var/lib/slurm/slurmctld"

@@ -19,7 +19,7 @@ from transfusion.experiments import claims, plan
 from transfusion.pages import build
 from transfusion.studies import params, render
 
-from .conftest import transfusion
+from ..conftest import transfusion
 
 pytestmark = pytest.mark.slow
 WIDTHS, MODES = (1280, 390), ("light", "dark")

@@ -4,7 +4,7 @@ import pytest
 from transfusion import cli, experiments, store, studies
 from transfusion.studies import cache, grouping, params, schedule
 
-from .conftest import KNOBS, results_of
+from ..conftest import KNOBS, results_of
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import yaml
 from transfusion.pages import build
 from transfusion.studies import params, render
 
-from .conftest import ROOT, cells
+from ..conftest import ROOT, cells
 
 BOOK = ROOT / "book"
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
