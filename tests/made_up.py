@@ -9,7 +9,7 @@ import json
 import numpy as np
 import xarray as xr
 from scipy import stats
-from transfusion.experiments import accuracy
+from transfusion.experiments import alternatives
 from transfusion.statistics import gate, metrics
 
 LARGE, SMALL = "resnet50", ["cbr_tiny", "cbr_small"]
@@ -215,7 +215,7 @@ def blockwise(added, suffix=0.0, noise=0.001):
 def hybrids(less=(0.0, 0.0, 0.05), gabor=(0.0, 0.0), noise=0.001):
     """Slim ResNet-50 behind full transfer, behind the full network with as many blocks, and above
     its random init; synthetic Gabors behind a pretrained first layer, by model."""
-    cut, slim = accuracy.CUT, "resnet50_slim"
+    cut, slim = alternatives.CUT, "resnet50_slim"
     means = {(LARGE, "transfer"): 0.9, (LARGE, cut): 0.9 - less[0] + less[1]}
     means |= {(slim, cut): 0.9 - less[0], (slim, "random"): 0.9 - less[0] - less[2]}
     for model, behind in zip(("cbr_tiny", LARGE), gabor, strict=True):

@@ -120,7 +120,7 @@ def test_functions_are_short():
 
 
 def test_margins_are_those_of_the_scope_page():
-    from transfusion.experiments import accuracy, claims, filters, learning
+    from transfusion.experiments import accuracy, filters, learning
     from transfusion.similarity import second_moments
 
     scope = (ROOT / "book/scope.md").read_text()
@@ -128,7 +128,7 @@ def test_margins_are_those_of_the_scope_page():
     assert accuracy.ERROR_SHARE == 0.25
     assert f"Level | {100 * learning.REACH:.0f} % of the gain over chance" in scope
     assert f"within ±{filters.GABORS:g} points" in scope
-    assert f"within ±{accuracy.LOOSE:g}" in scope and f"at least {claims.NETWORKS}" in scope
+    assert f"within ±{accuracy.LOOSE:g}" in scope and f"at least {accuracy.NETWORKS}" in scope
     assert f"there are {second_moments.ENOUGH} datapoints a channel" in scope
 
 

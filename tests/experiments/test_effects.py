@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 from sklearn.metrics import roc_auc_score
-from transfusion.experiments import accuracy, filters, learning, tuning
+from transfusion.experiments import accuracy, alternatives, filters, learning, tuning
 from transfusion.statistics import contrasts, gate, intervals, metrics
 
 from .. import made_up
@@ -626,7 +626,7 @@ def test_the_level_is_nine_tenths_of_what_random_init_gains_over_chance():
 def test_variants_of_different_lengths_are_each_measured_on_their_own(all_learned):
     short = curves(100, 50).isel(step=slice(0, 20))
     results = made_up.stacked({"long": curves(300, 100), "short": short}, "variant")
-    table = learning.speedups_by_variant(results)
+    table = alternatives.speedups_by_variant(results)
     assert table.loc[(LARGE, "long"), "speed-up"] == pytest.approx(3, rel=1e-6)
     assert table.loc[(LARGE, "short"), "speed-up"] == pytest.approx(2, rel=1e-6)
 
@@ -656,12 +656,12 @@ def test_a_network_without_cuts_adds_everything_at_once(all_learned):
 
 def test_slim_and_gabors_are_set_against_each_of_the_others(all_learned):
     results = made_up.hybrids((0.02, 0.01, 0.05), gabor=(0.03, 0.04), noise=0)
-    np.testing.assert_allclose(contrasts.table(accuracy.slim(results))["difference"], [-2])
-    np.testing.assert_allclose(accuracy.slim_beside(results)["difference"], [-2, -1, 5])
-    table = learning.gabors_beside(results)["difference"]
+    np.testing.assert_allclose(contrasts.table(alternatives.slim(results))["difference"], [-2])
+    np.testing.assert_allclose(alternatives.slim_beside(results)["difference"], [-2, -1, 5])
+    table = alternatives.gabors_beside(results)["difference"]
     np.testing.assert_allclose(table["cbr_tiny"], [-3, 2, 7])
     np.testing.assert_allclose(table[LARGE], [-4, 1, 6])
-    own = contrasts.table(learning.synthetic_gabors(results))
+    own = contrasts.table(alternatives.synthetic_gabors(results))
     assert own["difference"].to_dict() == pytest.approx({"cbr_tiny": -3, LARGE: -4})
     assert own["verdict"].tolist() == ["differs", "differs"]
 
@@ -671,12 +671,12 @@ def test_slim_and_gabors_are_set_against_each_of_the_others(all_learned):
 
 def test_another_recipe_is_the_difference_of_the_mean_gains():
     results = made_up.robustness({"own": [0, 0.04], "wide": [0.02, 0.03], "slow": [0, 0.04]})
-    effect = accuracy.any_recipe(results, "own", ["wide", "slow"])
+    effect = alternatives.any_recipe(results, "own", ["wide", "slow"])
     table = contrasts.table(effect)
     assert table["difference"].tolist() == pytest.approx([0.5, 0], abs=1e-9)
     lost = results["test_auc"].where((results.variant != "own") | (results.model != LARGE), 0.5)
     lost = results.assign(test_auc=lost.transpose(*results["test_auc"].dims))
-    assert accuracy.any_recipe(lost, "own", ["wide"]).testable == set()
+    assert alternatives.any_recipe(lost, "own", ["wide"]).testable == set()
 
 
 def test_equal_rates_are_told_one_below_the_other(all_learned):
@@ -777,8 +777,8 @@ OF_RUNS = {
     "scale alone": (learning.scale_alone, lambda: made_up.ahead(0, 0)),
     "first block": (learning.first_block, blocks),
     "low, many": (learning.low_against_many, blocks),
-    "slim": (accuracy.slim, made_up.hybrids),
-    "synthetic": (learning.synthetic_gabors, made_up.hybrids),
+    "slim": (alternatives.slim, made_up.hybrids),
+    "synthetic": (alternatives.synthetic_gabors, made_up.hybrids),
     "moving": (filters.moving, layers),
     "gabors": (lambda r: filters.gabor_changes(r, "transfer"), layers),
 }
@@ -793,7 +793,7 @@ def test_arms_that_never_ran_have_no_rows_and_one_run_decides_nothing(name, all_
     one = measure(results.isel(fold=[0], seed=[0]))
     assert list(one.rows) == list(whole.rows)
     assert contrasts.decide(one).verdict == "inconclusive" and contrasts.decide(one).p == 1
-    needed = {"slim": accuracy.CUT, "synthetic": "gabor", "first block": "transfer"}
+    needed = {"slim": alternatives.CUT, "synthetic": "gabor", "first block": "transfer"}
     arm = {"init": needed.get(name, results.init.values[-1])}
     rest, absent = measure(failed(results, **arm)), measure(results.drop_sel(**arm))
     # Never asked for is as never done.
@@ -809,10 +809,10 @@ TABLES = {
     "finding gains": (accuracy.finding_gains, lambda: films(images=20)),
     "speed-ups": (learning.speedups, lambda: made_up.two((300, 100), (300, 100))),
     "marginal": (learning.marginal, blocks),
-    "slim beside": (accuracy.slim_beside, made_up.hybrids),
-    "gabors beside": (learning.gabors_beside, made_up.hybrids),
-    "by variant": (accuracy.gains_by_variant, lambda: made_up.robustness({"a": [0, 0.05]})),
-    "speed by variant": (learning.speedups_by_variant,
+    "slim beside": (alternatives.slim_beside, made_up.hybrids),
+    "gabors beside": (alternatives.gabors_beside, made_up.hybrids),
+    "by variant": (alternatives.gains_by_variant, lambda: made_up.robustness({"a": [0, 0.05]})),
+    "speed by variant": (alternatives.speedups_by_variant,
                          lambda: made_up.stacked({"a": curves(300, 100)}, "variant")),
     "movements": (filters.movements, layers),
     "levels": (gate.levels, lambda: performance([0, 0])),

@@ -10,13 +10,12 @@ import pandas as pd
 import scipy
 import xarray as xr
 
-from transfusion import config
-from transfusion.experiments import effects
+from transfusion import terms
+from transfusion.experiments import effects, paper
+from transfusion.experiments.effects import LARGE
 from transfusion.statistics import contrasts, gate, intervals
 from transfusion.statistics.contrasts import Arms, Effect
 from transfusion.statistics.gate import BOTH
-
-CUT = "transfusion:block2"  # the two blocks that a hybrid keeps
 
 # Fixed before the runs, with their reasons in book/scope.md.
 POINT = 1.0  # of AUC: the margin of "no difference", the paper's gains on full data being below 0.3
@@ -217,54 +216,86 @@ def _slope(results: xr.Dataset, model: str) -> Arms:
     ]
 
 
-def slim(results: xr.Dataset) -> Effect:
-    """Slim ResNet-50 with two pretrained blocks minus full transfer, test AUC in points: no
-    difference (E17)."""
-    arms = _slim_less(results, effects.LARGE, "transfer")
-    rows = {(effects.LARGE, "transfer"): arms} if arms else {}
-    asked = gate.testable(results, rows, lambda *other: gate.each([(config.SLIM, CUT), other]))
-    rule = contrasts.equivalent(margin(results, [config.SLIM, effects.LARGE]))
-    return Effect("difference", ("model", "init"), rows, asked, rule)
+NETWORKS = 16  # of one source, below which no correlation can be called loose
 
 
-def _slim_less(results: xr.Dataset, model: str, init: str) -> Arms:
-    hybrid = {"model": config.SLIM, "init": CUT}
-    return contrasts.difference(results, hybrid, {"model": model, "init": init})
+def source_accuracy(results: xr.Dataset) -> effects.Finding:
+    if "source_auc" not in results:
+        return effects.NOTHING
+    rho = source_rank(results)
+    if rho.n < NETWORKS:
+        words = f"{rho.n} networks of one source have learned, {NETWORKS} would be needed"
+        return effects.Finding("not testable", 1.0, words)
+    ends = f"{rho.mean:+.2f} [{rho.low:+.2f}, {rho.high:+.2f}]"
+    return effects.Finding(*loose(rho), f"rank correlation {ends} over {rho.n} networks")
 
 
-def slim_beside(results: xr.Dataset) -> pd.DataFrame:
-    """The slim hybrid minus others, test AUC in points: full transfer, the large network with as
-    many pretrained blocks, and its own random init."""
-    others = [(effects.LARGE, "transfer"), (effects.LARGE, CUT), (config.SLIM, "random")]
-    rows = {other: _slim_less(results, *other) for other in others}
-    return contrasts.measured("difference", ("model", "init"), rows)
+# --- the paper's numbers ---------------------------------------------------------------------
 
 
-# --- other conditions ------------------------------------------------------------------------
+def _gain() -> str:
+    value = paper.numbers("Table 1", "auc")["value"]
+    gain = value[LARGE, "transfer"] - value[LARGE, "random"]
+    return f"{gain:+.1f} points, {terms.title(LARGE)} (Table 1, retinas)"
 
 
-def gains_by_variant(results: xr.Dataset) -> pd.DataFrame:
-    """`gains` under each variant of the recipe (E19)."""
-    parts = {str(v): contrasts.table(gains(results.sel(variant=v))) for v in results.variant.values}
-    return contrasts.stacked(parts, "variant")
+def _shortfall() -> str:
+    value = paper.numbers("Table 1", "auc")["value"]
+    gap = value["cbr_large_t", "transfer"] - value[LARGE, "transfer"]
+    return f"{gap:+.1f} points, {terms.title('cbr_large_t')} (Table 1, retinas)"
 
 
-def any_recipe(results: xr.Dataset, own: str, others: Iterable[str]) -> Effect:
-    """Mean gain under another recipe minus that under the study's own, points of AUC, each: no
-    difference (E19)."""
-    usual = results.sel(variant=own)
-    rows, asked = {}, set()
-    for variant in map(str, others):
-        one = results.sel(variant=variant)
-        models = [m for (m,) in _gain_rows(one) if gain(usual, m)]
-        if models:
-            here, there = (contrasts.mean(gain(r, m) for m in models) for r in (one, usual))
-            rows[(variant,)] = [*here, *contrasts.scaled(-1, there)]
-            arms = [pair for m in models for pair in gate.either(m)]
-            both = (
-                gate.testable(r, [(variant,)], lambda _, arms=arms: gate.each(arms))
-                for r in (one, usual)
-            )
-            asked |= set.intersection(*both)
-    rule = contrasts.equivalent(margin(usual, map(str, results.model.values)))
-    return Effect("difference", ("variant",), rows, asked, rule)
+def _interaction() -> str:
+    value = paper.numbers("Table 3", "auc")["value"]
+    gain = {m: value[m, "transfer"] - value[m, "random"] for m in (LARGE, "cbr_large_t")}
+    more = gain[LARGE] - gain["cbr_large_t"]
+    return f"{more:+.1f} points over {terms.title('cbr_large_t')} (Table 3)"
+
+
+CLAIMS = {
+    "transfer": effects.Claim(
+        "performance",
+        "Transfer hardly changes the final AUC",
+        _gain,
+        effects.by(gains, tuned=True),
+    ),
+    "small_networks": effects.Claim(
+        "performance",
+        "Small networks keep up with ResNet-50",
+        _shortfall,
+        effects.by(keeping_up, tuned=True),
+    ),
+    "source_accuracy": effects.Claim(
+        "performance",
+        "Accuracy on the source task does not foretell the medical AUC",
+        effects.stated("Table 1"),
+        source_accuracy,
+        exploratory=True,
+    ),
+    "findings": effects.Claim(
+        "performance",
+        "On chest films effects are mixed: edema and effusion up, cardiomegaly and consolidation "
+        "down",
+        effects.stated("Table 2"),
+        effects.by(findings),
+        exploratory=True,
+    ),
+    "little_data": effects.Claim(
+        "small_data",
+        "With little data transfer helps the large network most",
+        _interaction,
+        effects.by(little_data, tuned=True),
+    ),
+    "shrinking": effects.Claim(
+        "small_data",
+        "The gain shrinks as data grow",
+        effects.stated("Table 3"),
+        effects.by(shrinking, tuned=True),
+    ),
+    "frozen_features": effects.Claim(
+        "performance",
+        "Fine-tuning beats frozen features",
+        lambda: "not confirmed",
+        effects.by(fine_tuning, tuned=True),
+    ),
+}

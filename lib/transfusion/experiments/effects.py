@@ -1,4 +1,4 @@
-"""What every theme's claims are made of: findings, how several agree, large and small networks."""
+"""The claims of the paper, in its order: the chapter, the paper's number, and what decides each."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from transfusion import config
 from transfusion.statistics import contrasts, intervals
 from transfusion.statistics.contrasts import Arms, Effect
 from transfusion.statistics.gate import BOTH
+
+
+def stated(where: str) -> Callable[[], str]:
+    """Stated in words; no number of it was recovered."""
+    return lambda: f"no number ({where})"
+
 
 UNDECIDED = intervals.Decision("inconclusive", 1.0)
 LARGE = "resnet50"

@@ -1,5 +1,4 @@
-"""What is measured of representations and of first filters, and how it is decided (rules in
-book/scope.md): effects as those of `effects`, over the repetitions of one fold."""
+"""The claims of the paper, in its order: the chapter, the paper's number, and what decides each."""
 
 from __future__ import annotations
 
@@ -11,12 +10,18 @@ import pandas as pd
 import xarray as xr
 
 from transfusion import terms
-from transfusion.experiments import effects, tables
+from transfusion.experiments import effects, paper, tables
 from transfusion.experiments.effects import LARGE, small
 from transfusion.similarity import second_moments
 from transfusion.statistics import contrasts, gate
 from transfusion.statistics.contrasts import Arms, Effect
 from transfusion.statistics.gate import BOTH
+
+
+def _cca_gap() -> str:
+    value = paper.numbers("Figure 2", "cca")["value"]
+    return f"{value[LARGE, 'random'] - value[LARGE, 'transfer']:+.3f} CCA, ResNet-50 (Figure 2)"
+
 
 DEPTHS = np.linspace(0, 1, 5)  # of the blocks at which networks are compared
 TOP = 2  # blocks, from the last, whose similarity is compared
@@ -235,3 +240,31 @@ def foretelling(results: xr.Dataset) -> Effect:
     if asked == {(LARGE, "last")}:
         asked = set()  # of large and small nothing can be said without the small
     return Effect("R2", ("model", "block"), rows, asked, contrasts.above, " R²", 2)
+
+
+CLAIMS = {
+    "representations": effects.Claim(
+        "representations",
+        "Transfer leaves other features behind in large networks, not in small ones",
+        _cca_gap,
+        effects.by(other_features),
+    ),
+    "size": effects.Claim(
+        "overparametrization",
+        "Large networks change less than small ones while they learn",
+        effects.stated("Figure 3"),
+        effects.by(size),
+    ),
+    "low_reuse": effects.Claim(
+        "overparametrization",
+        "Pretrained weights are reused in the lowest blocks alone",
+        effects.stated("Figure 3"),
+        effects.by(low_reuse),
+    ),
+    "foretelling": effects.Claim(
+        "overparametrization",
+        "Similarity at the start foretells the end in large networks' low layers",
+        effects.stated("Figure 4"),
+        effects.by(foretelling),
+    ),
+}

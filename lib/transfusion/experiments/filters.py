@@ -1,4 +1,4 @@
-"""First layers: how far filters move, and how many are Gabors (rules in book/scope.md)."""
+"""The claims of the paper, in its order: the chapter, the paper's number, and what decides each."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from transfusion.experiments import effects
 from transfusion.experiments.effects import LARGE, small
 from transfusion.statistics import contrasts, gate, intervals
 from transfusion.statistics.contrasts import Effect
+
+
+def gabor_filters(results: xr.Dataset) -> effects.Finding:
+    """Both halves: none learned from random init, some erased from pretrained weights."""
+    names = {"random": "learned", "transfer": "erased"}
+    halves = [(name, effects.of_effect(gabor_changes(results, i))) for i, name in names.items()]
+    return effects.all_of(*halves)
+
 
 GABORS = 5.0  # percent of the filters: one of 20, what noise at the 99 % level and a slip give
 
@@ -93,3 +101,19 @@ def _in_steps(rule: contrasts.Decide, step: float) -> contrasts.Decide:
         return rule(intervals.students(effect.mean, se, effect.sd, effect.n, effect.freedom))
 
     return decide
+
+
+CLAIMS = {
+    "moving": effects.Claim(
+        "first_layer",
+        "The first filters of large networks hardly move",
+        effects.stated("Figure 5"),
+        effects.by(moving),
+    ),
+    "gabor_filters": effects.Claim(
+        "first_layer",
+        "Small networks learn no Gabor filters, and erase pretrained ones",
+        effects.stated("Figure 5"),
+        gabor_filters,
+    ),
+}

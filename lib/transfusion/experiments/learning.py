@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from transfusion.experiments import accuracy, effects
+from transfusion import terms
+from transfusion.experiments import effects, paper
+from transfusion.experiments.effects import LARGE
 from transfusion.statistics import contrasts, gate
 from transfusion.statistics.contrasts import Arms, Effect
 
@@ -204,39 +206,6 @@ def low_against_many(results: xr.Dataset) -> Effect:
     return Effect("difference", ("model",), rows, testable, contrasts.above)
 
 
-def synthetic_gabors(results: xr.Dataset) -> Effect:
-    """Synthetic Gabors as first layer, the rest random, minus a pretrained first layer, area, by
-    model: no difference (E18)."""
-    rows, testable = _by_area(results, lambda _: [("gabor", 1.0), ("transfusion:conv1", -1.0)])
-    return Effect("difference", ("model",), rows, testable, contrasts.equivalent(accuracy.POINT))
-
-
-def gabors_beside(results: xr.Dataset) -> pd.DataFrame:
-    """Synthetic Gabors minus others, area, by model: a pretrained first layer, a Gaussian one of
-    the same moments, and random init."""
-    others = ("transfusion:conv1", "mean_var:conv1", "random")
-    rows = {
-        (model, init): _area_sum(results, model, [("gabor", 1.0), (init, -1.0)])
-        for model, init in itertools.product(map(str, results.model.values), others)
-    }
-    return contrasts.measured("difference", ("model", "init"), rows)
-
-
-def speedups_by_variant(results: xr.Dataset) -> pd.DataFrame:
-    """`speedups` of Mean Var under each variant (E19, E20)."""
-    parts = {}
-    for variant in results.variant.values:
-        one = results.sel(variant=variant).dropna("step", how="all", subset=["auc"])
-        found = (
-            speedups(one)
-            if one.sizes["step"]
-            else contrasts.as_table([], ["model", "init"], "speed-up")
-        )
-        of_mean_var = found.index.get_level_values("init") == "mean_var"
-        parts[str(variant)] = found[of_mean_var].droplevel("init")
-    return contrasts.stacked(parts, "variant")
-
-
 def ratio(row: pd.Series) -> str:
     """`2.3 times [1.1, 4.6] (n = 4)`, `at least ...` where runs never got there, or why there is no
     such number."""
@@ -245,3 +214,45 @@ def ratio(row: pd.Series) -> str:
     bound = f"{row['bound']} " if row["bound"] else ""
     ends = "" if row["bound"] else f" [{row['low']:.1f}, {row['high']:.1f}]"
     return f"{bound}{row['speed-up']:.1f} times{ends} (n = {int(row['n'])})"
+
+
+def scaling_by_network(results: xr.Dataset) -> effects.Finding:
+    found = effects.of_effect(scaling(results))
+    if found is effects.NOTHING or found.verdict == "not testable":
+        return found
+    table = speedups(results).xs("mean_var", level="init")
+    words = [f"{terms.title(str(m))} {ratio(row)}" for m, row in table.iterrows()]
+    return found._replace(beside="; ".join([found.beside, *words]).strip("; "))
+
+
+def _mean_var() -> str:
+    value = paper.numbers("Figure 6", "speedup")["value"][LARGE, "mean_var"]
+    return f"{value:g} times, ResNet-50 (Figure 6)"
+
+
+CLAIMS = {
+    "scaling": effects.Claim(
+        "weight_scaling",
+        "The scale of pretrained weights alone speeds convergence",
+        _mean_var,
+        scaling_by_network,
+    ),
+    "scale_alone": effects.Claim(
+        "weight_scaling",
+        "It is the scale of the weights, not batch norm",
+        effects.stated("section 5"),
+        effects.by(scale_alone),
+    ),
+    "first_layer_most": effects.Claim(
+        "transfusion",
+        "The first pretrained layer adds most",
+        effects.stated("Figure 7"),
+        effects.by(first_block),
+    ),
+    "low_layers": effects.Claim(
+        "transfusion",
+        "Low layers matter, not how many weights are pretrained",
+        effects.stated("Figure 7"),
+        effects.by(low_against_many),
+    ),
+}
