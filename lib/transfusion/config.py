@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
+from transfusion import terms
+
 # Raised by hand when the meaning of a field, or of the code that trains or compares, changes.
 # 2: a network starts from its source's weights in half precision, as they travel.
 # 3: weights are those of the last step, and every fold has networks of its own.
@@ -27,11 +29,6 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Neurons = Count | Annotated[float, Field(gt=0, lt=1)]
 
-# How a network may start; `inits` says what each does. The second kind is written `name:block`.
-# What takes Mean Var apart (E14).
-CONTROLS = ("mean_var_bn_copied", "mean_var_bn_redrawn", "permuted", "scale_matched", "batch_norm")
-INITS = ("random", "transfer", "mean_var", *CONTROLS, "gabor")
-INITS_BY_BLOCK = ("transfusion", "suffix", "only", "frozen", "mean_var")
 SLIM = "resnet50_slim"
 # Networks that start from the weights of another, as far as these fit.
 STARTS_FROM = {SLIM: "resnet50"}
@@ -40,10 +37,11 @@ STARTS_FROM = {SLIM: "resnet50"}
 def init_name(name: str) -> str:
     """`name` if it is an init, `transfer` or `transfusion:block2`; else a ValueError."""
     base, colon, block = name.partition(":")
-    one_of(base, dict.fromkeys([*INITS, *INITS_BY_BLOCK]), "init")
-    if colon and (base not in INITS_BY_BLOCK or not block):
-        raise ValueError(f"init {name!r}: possible are {', '.join(INITS_BY_BLOCK)} with a block")
-    if not colon and base not in INITS:
+    one_of(base, dict.fromkeys(init.rstrip(":") for init in terms.INITS), "init")
+    if colon and (base + colon not in terms.INITS or not block):
+        by_block = ", ".join(init.rstrip(":") for init in terms.INITS if init.endswith(":"))
+        raise ValueError(f"init {name!r}: possible are {by_block} with a block")
+    if not colon and base not in terms.INITS:
         raise ValueError(f"init {name!r} needs a block, such as {base}:block2")
     return name
 

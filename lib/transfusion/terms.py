@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 NULL = "#666666"
 
-MARKS = {
-    "random": ("#0072b2", "circle"),
-    "mean_var": ("#009e73", "triangle"),
-    "transfer": ("#d55e00", "diamond"),
-    "mean_var_bn_copied": ("#56b4e9", "inverted_triangle"),
-    "mean_var_bn_redrawn": ("#e69f00", "inverted_triangle"),
-    "permuted": ("#cc79a7", "square"),
-    "scale_matched": ("#8c6d31", "hex"),
-    "batch_norm": ("#000000", "square_x"),
-    "gabor": ("#e69f00", "square"),
-    "fundus": ("#d55e00", "square"),
-    "cxr": ("#0072b2", "circle"),
-    "objects": ("#009e73", "triangle"),
+
+class Start(NamedTuple):
+    """How a network may start: all that there is to enter of an init, but for its function in
+    `networks.inits`, which has the init's name unless `does` says another."""
+
+    title: str  # of an init by block with {} for the block
+    marker: str
+    color: str = ""  # of an init by block that of the block
+    takes: str = "all"  # of its source's tensors: see `inits.needed`
+    blocks: str = "all"  # whose tensors: all, or where a block is named, "up to" it and so on
+    does: str = ""
+    # Whose learning rate it takes where it was not tuned itself: what it is compared with. Most
+    # keep pretrained weights in their places, and so are compared with transfer.
+    rated_as: str = "transfer"
+
+
+# What ends in a colon is written with a block of the network: `transfusion:block2`.
+INITS = {
+    "random": Start("random", "circle", "#0072b2", takes="nothing", rated_as="random"),
+    "transfer": Start("transfer", "diamond", "#d55e00"),
+    "mean_var": Start("Mean Var", "triangle", "#009e73", takes="weights", rated_as="mean_var"),
+    # Controls, which take Mean Var apart (E14).
+    "mean_var_bn_copied": Start(
+        "Mean Var with batch norm", "inverted_triangle", "#56b4e9", rated_as="mean_var"
+    ),
+    "mean_var_bn_redrawn": Start(
+        "Mean Var, batch norm redrawn",
+        "inverted_triangle",
+        "#e69f00",
+        takes="trained",
+        rated_as="mean_var",
+    ),
+    "permuted": Start("permuted", "square", "#cc79a7", takes="weights", rated_as="mean_var"),
+    "scale_matched": Start("scale matched", "hex", "#8c6d31", takes="weights", rated_as="mean_var"),
+    "batch_norm": Start(
+        "batch norm alone", "square_x", "#000000", takes="all but weights", rated_as="mean_var"
+    ),
+    "gabor": Start("synthetic Gabors", "square", "#e69f00", takes="first weights"),
+    "transfusion:": Start("up to {}", "square", blocks="up to"),
+    "suffix:": Start("from {} on", "inverted_triangle", blocks="from", does="transfusion"),
+    "only:": Start("{} alone", "hex", blocks="alone", does="transfusion"),
+    "frozen:": Start("frozen up to {}", "square_x", does="transfer"),
+    "mean_var:": Start("Mean Var up to {}", "triangle", takes="weights", blocks="up to"),
 }
-# Inits by block: a marker for the kind, a colour for the block, dark to light from the lowest.
-KINDS = {
-    "transfusion": ("square", "up to {}"),
-    "suffix": ("inverted_triangle", "from {} on"),
-    "only": ("hex", "{} alone"),
-    "frozen": ("square_x", "frozen up to {}"),
-    "mean_var": ("triangle", "Mean Var up to {}"),
-}
+# A colour for the block, dark to light from the lowest.
 BLOCKS = {
     **{"conv1": "#440154", "block1": "#3b528b", "block2": "#21918c"},
     **{"block3": "#4fa845", "block4": "#b5a200", "block5": "#e0a100"},
+}
+DRAWN = {
+    "fundus": ("#d55e00", "square"),
+    "cxr": ("#0072b2", "circle"),
+    "objects": ("#009e73", "triangle"),
 }
 TITLES = {
     "cbr_tiny": "CBR-Tiny",
@@ -39,15 +69,7 @@ TITLES = {
     "resnet50": "ResNet-50",
     "inception_v3": "Inception-v3",
     "resnet50_slim": "slim ResNet-50",
-    "random": "random",
     "source": "source",
-    "mean_var": "Mean Var",
-    "transfer": "transfer",
-    "mean_var_bn_copied": "Mean Var with batch norm",
-    "mean_var_bn_redrawn": "Mean Var, batch norm redrawn",
-    "scale_matched": "scale matched",
-    "batch_norm": "batch norm alone",
-    "gabor": "synthetic Gabors",
     "statistics": "18 statistics",
     "thumbnail": "thumbnail 8×8",
     "probe:random": "frozen random features",
@@ -58,13 +80,24 @@ TITLES = {
 }
 
 
+def start(init: str) -> Start:
+    """The row of an init, `transfer` or `transfusion:block2`; KeyError for an unknown one."""
+    kind, colon, _ = init.partition(":")
+    return INITS[kind + colon]
+
+
 def title(name: str) -> str:
     """A name in code as the paper writes it, or in plain words."""
     kind, colon, block = name.partition(":")
-    return KINDS[kind][1].format(block) if colon and kind in KINDS else TITLES.get(name, name)
+    if kind + colon in INITS:
+        return INITS[kind + colon].title.format(block)
+    return TITLES.get(name, name)
 
 
 def look(name: str) -> tuple[str, str]:
     """Colour and marker."""
-    kind, colon, block = name.partition(":")
-    return (BLOCKS.get(block, NULL), KINDS[kind][0]) if colon else MARKS[name]
+    if name in DRAWN:
+        return DRAWN[name]
+    _, colon, block = name.partition(":")
+    row = start(name)
+    return (BLOCKS.get(block, NULL) if colon else row.color), row.marker

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torchvision.models.resnet import BasicBlock, ResNet
-from transfusion import config, store
+from transfusion import config, store, terms
 from transfusion.networks import gabors, inits, models, others, weights
 
 # What each init makes of convolutions, batch norm's scale and shift, and its statistics.
@@ -19,7 +19,8 @@ MADE_OF = {
     "batch_norm": ("kept", "copied", "copied"),
 }
 BLOCKS = ("conv1", "block1", "block2", "block3", "block4")
-BY_BLOCK = [f"{name}:{block}" for name in config.INITS_BY_BLOCK for block in BLOCKS]
+BY_BLOCK_ALONE = [name.rstrip(":") for name in terms.INITS if name.endswith(":")]
+BY_BLOCK = [f"{name}:{block}" for name in BY_BLOCK_ALONE for block in BLOCKS]
 EVERY = [*MADE_OF, "gabor", *BY_BLOCK]
 MODULES = {"conv1": "conv1", "bn1": "conv1", **{f"layer{i}": f"block{i}" for i in range(1, 5)}}
 
@@ -99,9 +100,9 @@ def expected(name, built, source):
     return found
 
 
-def test_every_init_has_a_name():
-    assert {"random", *inits.INITS} == {*config.INITS, *config.INITS_BY_BLOCK}
-    assert {name.split(":")[0] for name in EVERY} == set(inits.INITS)
+def test_every_init_of_the_table_is_tried_here():
+    there = {name.partition(":")[0] + ":" * (":" in name) for name in EVERY}
+    assert {"random", *there} == set(terms.INITS)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -169,7 +170,7 @@ def test_single_blocks_and_the_whole_prefix_add_up_to_transfer(built, source):
     assert sorted(copied) == sorted(n for n, what in whole[1].items() if what == "copied")
 
 
-@pytest.mark.parametrize("start", config.INITS_BY_BLOCK)
+@pytest.mark.parametrize("start", BY_BLOCK_ALONE)
 def test_conv1_is_the_first_block_of_a_cbr_network(start):
     built = models.build("cbr_tiny", outputs=5)
     source = unusual(copy.deepcopy(built))

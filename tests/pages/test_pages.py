@@ -8,7 +8,16 @@ import PIL.Image
 import pytest
 import xarray as xr
 from transfusion import figures, pages, store, terms
-from transfusion.experiments import accuracy, claims, features, filters, learning, paper, tuning
+from transfusion.experiments import (
+    accuracy,
+    alternatives,
+    claims,
+    features,
+    filters,
+    learning,
+    paper,
+    tuning,
+)
 from transfusion.figures import style
 from transfusion.pages import tables, verdicts
 from transfusion.similarity import simulation
@@ -124,7 +133,7 @@ def test_tables_of_other_chapters():
     text = pages.finding_table(films).data
     assert all(finding in text for finding in FINDINGS) and "p, adjusted" in text
     assert "one question" in pages.finding_table(performance([0.0, 0.0])).data
-    table = learning.gabors_beside(performance([0.0, 0.0]))
+    table = alternatives.gabors_beside(performance([0.0, 0.0]))
     assert "No run" in pages.difference_table(table, "difference").data
     costs = efficiency({"cbr_tiny": (1_000_000, 5_000_000)})
     extra = {"memory": ("model", [2e6, 3e6]), "seconds": costs.test_auc * 0 + 7}
@@ -257,7 +266,8 @@ def test_series_are_named_beside_their_marks():
     placed = style.apart([0.3, 0.1, 0.12, 0.11], 0.05)
     assert np.diff(sorted(placed)).min() >= 0.05 - 1e-12 and placed[1] == 0.1
     assert np.argsort(placed).tolist() == [1, 3, 2, 0]
-    colors = [color for color, _ in terms.MARKS.values()]
+    colors = [init.color for init in terms.INITS.values() if init.color]
+    colors += [color for color, _ in terms.DRAWN.values()]
     for color in [*colors, *terms.BLOCKS.values(), terms.NULL]:
         ink = style._ink(color)
         rgb = np.array([int(ink[i : i + 2], 16) for i in (1, 3, 5)]) / 255

@@ -11,7 +11,7 @@ import xarray as xr
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from transfusion import config, machine
+from transfusion import config, machine, terms
 from transfusion.config import Spec
 from transfusion.experiments import tables
 from transfusion.experiments.tables import Labels, Results
@@ -19,12 +19,6 @@ from transfusion.images import tasks
 
 # No target run has it: a source that began as a target's random network did would resemble it.
 SOURCE_SEED = 1_000_000
-# An init that was not tuned takes the rate of the one that it is compared with: of these the one
-# named, of all others transfer, as they keep pretrained weights in their places.
-COMPARED_WITH = {"random": "random", "mean_var": "mean_var"}
-
-
-COMPARED_WITH |= dict.fromkeys(config.CONTROLS, "mean_var")
 
 
 @dataclass(frozen=True, kw_only=True, config=config.STRICT)
@@ -252,7 +246,7 @@ def _start(knobs: Knobs, model: str, init: str) -> config.Init:
 
 def _rate(knobs: Knobs, model: str, init: str) -> float:
     """The arm's tuned rate, else that of the init it is compared with, else the study's."""
-    other = COMPARED_WITH.get(init, "transfer")
+    other = terms.start(init).rated_as
     rates = knobs.tuned
     return rates.get(f"{model} {init}", rates.get(f"{model} {other}", knobs.lr))
 

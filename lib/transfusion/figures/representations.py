@@ -181,11 +181,11 @@ def few_datapoints(simulated: xr.Dataset) -> hv.Overlay:
         one = simulated.sel(relation=relation)
         truth = float(one["population"])
         layers.append(
-            hv.HLine(truth).opts(color=terms.MARKS[look][0], line_dash="dotted", line_width=2)
+            hv.HLine(truth).opts(color=terms.look(look)[0], line_dash="dotted", line_width=2)
         )
         for name, label, alpha in (("value", "as computed", 0.35), ("corrected", "corrected", 1.0)):
             frame = one[name].to_dataframe().reset_index()
-            color = dict(color=terms.MARKS[look][0], marker=terms.MARKS[look][1], alpha=alpha)
+            color = dict(color=terms.look(look)[0], marker=terms.look(look)[1], alpha=alpha)
             label = f"{relation}, {label}"
             dots = hv.Scatter(frame, "images", name, label=label).opts(size=8, **color)
             layers.append(dots.redim(**{name: "mean CCA"}))
@@ -203,7 +203,7 @@ def chance(simulated: xr.Dataset) -> hv.Overlay:
     closed = hv.Curve(formula, "images", "independent", label="closed form, independent datapoints")
     name = "mean CCA"
     layers = [
-        shifted.opts(color=terms.MARKS["transfer"][0]).redim(null=name),
+        shifted.opts(color=terms.look("transfer")[0]).redim(null=name),
         closed.opts(color=terms.NULL, line_dash="dashed").redim(independent=name),
         real.redim(value=name),
     ]

@@ -161,7 +161,7 @@ def intervals(table: pd.DataFrame, name: str, xlabel: str) -> hv.Overlay:
     bars = hv.Segments(
         (ends["low"], ends["row"], ends["high"], ends["row"]), ["low", "row", "high", "end"]
     )
-    color = terms.MARKS["transfer"][0]
+    color = terms.look("transfer")[0]
     marks = hv.Scatter(frame.assign(label=labels), name, ["row", "label"])
     zero = hv.VLine(0).opts(color=terms.NULL, line_dash="dashed", line_width=1)
     ticks = [(int(row), label) for row, label in zip(frame["row"], labels, strict=True)]

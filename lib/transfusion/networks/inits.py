@@ -3,7 +3,7 @@
 Each is a function of (fresh network, source state, generator) that changes the network in place
 and returns, for the tensors that it touched, whether they were `copied` or `redrawn`; `apply` adds
 those `kept` as built. The source holds what `needed` names, no more. `random` keeps all: He-normal
-convolutions, batch norm at (1, 0).
+convolutions, batch norm at (1, 0). To add one: a row of `terms.INITS`, and its function here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from transfusion import config
+from transfusion import config, terms
 from transfusion.networks import gabors, models, weights
 
 Record = dict[str, str]
@@ -38,32 +38,32 @@ def apply(
     if start == "frozen":
         models.freeze(net, models.upto(net, block))
     with torch.no_grad():
-        return record | INITS[start](
-            net, weights.fit_source(net, source, needed(name, net)), generator
-        )
+        taken = weights.fit_source(net, source, needed(name, net))
+        return record | _function(name)(net, taken, generator)
 
 
 def needed(name: str, net: nn.Module) -> set[str]:
-    """Names of the tensors that an init takes from its source."""
-    start, _, block = config.init_name(name).partition(":")
+    """Names of the tensors that an init takes from its source (`takes` and `blocks` in `terms`)."""
+    start, block = terms.start(config.init_name(name)), name.partition(":")[2]
     every = list(models.blocks(net))
     lowest = models.upto(net, block or every[-1])
-    chosen = {
-        "random": [],
-        "gabor": every[:1],
-        "transfusion": lowest,
-        "mean_var": lowest,
-        "suffix": every[len(lowest) - 1 :],
-        "only": lowest[-1:],
-    }.get(start, every)
-    names, weights = models.tensors(net, chosen), set(_weight_names(net))
-    if start == "gabor":
-        return {_weight_names(net)[0]}
-    if start == "batch_norm":
-        return names - weights
-    if start == "mean_var_bn_redrawn":
-        return names & dict(net.named_parameters()).keys()
-    return names & weights if start in WEIGHTS_ALONE else names
+    chosen = {"up to": lowest, "from": every[len(lowest) - 1 :], "alone": lowest[-1:]}
+    names = models.tensors(net, chosen.get(start.blocks, every))
+    weights = _weight_names(net)
+    takes = {
+        "nothing": set(),
+        "all": names,
+        "weights": names.intersection(weights),
+        "all but weights": names.difference(weights),
+        "trained": names & dict(net.named_parameters()).keys(),  # no running statistics
+        "first weights": set(weights[:1]),
+    }
+    return takes[start.takes]
+
+
+def _function(name: str) -> Start:
+    """What `terms` says that an init does."""
+    return globals()[terms.start(name).does or name.partition(":")[0]]
 
 
 # --- what starts from every pretrained tensor ------------------------------------------------
@@ -159,23 +159,6 @@ def gabor(net: nn.Module, source: weights.State, generator: torch.Generator) -> 
     bank = (bank - bank.mean()) / bank.std(correction=0)
     weight.copy_(given.mean() + given.std(correction=0) * bank)
     return {name: "redrawn"}
-
-
-INITS: dict[str, Start] = {
-    "transfer": transfer,
-    "mean_var": mean_var,
-    "mean_var_bn_copied": mean_var_bn_copied,
-    "mean_var_bn_redrawn": mean_var_bn_redrawn,
-    "permuted": permuted,
-    "scale_matched": scale_matched,
-    "batch_norm": batch_norm,
-    "gabor": gabor,
-    "transfusion": transfusion,
-    "suffix": transfusion,
-    "only": transfusion,
-    "frozen": transfer,
-}
-WEIGHTS_ALONE = ("mean_var", "permuted", "scale_matched")
 
 
 def _copy(net: nn.Module, source: weights.State) -> Record:
