@@ -309,11 +309,23 @@ def test_no_test_image_reaches_the_choice_of_a_rate(cache, photographs, monkeypa
 # --- studies ---------------------------------------------------------------------------------
 
 
-def test_a_notebook_declares_what_are_knobs():
-    assert experiments.declared({"steps": 4, "study": "mine", "table": None}) == {
-        "study": "mine",
-        "steps": 4,
-    }
+def test_a_notebook_names_its_study_and_what_is_to_be_otherwise():
+    notebook = {"study": "quick", "setting": {"steps": 5}, "seeds": 1, "table": None}
+    stated = params.parameters("quick", "performance")
+    assert collected._asked("performance", notebook) == stated | {"steps": 5, "seeds": 1}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"stpes": 5}, "unknown parameter 'stpes'.*Did you mean 'steps'"),
+        ({"steps": "5"}, "steps: Input should be a valid integer, got '5'"),
+        ({"train_sizes": [32]}, "chapter 'performance' has no 'train_sizes'; small_data has"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(cache, setting, message):
+    with pytest.raises(ValueError, match=message):
+        studies.collect("performance", {"study": "quick", "setting": setting})
 
 
 def test_a_study_says_everything():

@@ -4,6 +4,7 @@
 its claims: `accuracy`, `learning`, `features`, `filters`; all claims are in `claims`.
 """
 
-from transfusion.experiments.plan import declared, runs
+from transfusion.experiments.plan import runs
+from transfusion.experiments.tables import knobs_of
 
-__all__ = ["declared", "runs"]
+__all__ = ["knobs_of", "runs"]

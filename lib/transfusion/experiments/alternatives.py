@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,6 +12,7 @@ import xarray as xr
 from transfusion import config, terms
 from transfusion.experiments import accuracy, effects, learning
 from transfusion.experiments.effects import LARGE
+from transfusion.experiments.tables import knobs_of
 from transfusion.statistics import contrasts, gate
 from transfusion.statistics.contrasts import Arms, Effect
 
@@ -140,7 +140,7 @@ def every_recipe(results: xr.Dataset) -> effects.Finding:
 
 def _tasks(results: xr.Dataset) -> list[str]:
     """Variants that replace the task: their answers may differ."""
-    variants = json.loads(results.attrs.get("parameters", "{}")).get("variants", {})
+    variants = knobs_of(results).get("variants", {})
     return [name for name, knobs in variants.items() if "target" in knobs]
 
 

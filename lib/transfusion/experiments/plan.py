@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, field, replace
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import xarray as xr
 from pydantic import Field, ValidationError
@@ -101,9 +101,18 @@ def checked(parameters: dict) -> Knobs:
     return knobs
 
 
-def declared(variables: dict) -> dict:
-    """The parameters among a notebook's variables (its `globals()`)."""
-    return {name: variables[name] for name in Knobs.__dataclass_fields__ if name in variables}
+def require_own(chapter: str, parameters: Iterable[str]) -> None:
+    """Raise ValueError for knobs that are another chapter's, and would do nothing in this one."""
+    every = {name for each in CHAPTERS.values() for name in each.own}
+    for name in every.difference(CHAPTERS[chapter].own).intersection(parameters):
+        chapters = [other for other, each in CHAPTERS.items() if name in each.own]
+        raise ValueError(f"chapter {chapter!r} has no {name!r}; {', '.join(chapters)} has")
+
+
+def declared(variables: Mapping[str, Any]) -> dict:
+    """The knobs among a notebook's variables (its `globals()`), and those of its `setting`."""
+    own = {name: variables[name] for name in Knobs.__dataclass_fields__ if name in variables}
+    return own | variables.get("setting", {})
 
 
 def labelled(chapter: str, knobs: Knobs) -> list[tuple[Labels, Spec]]:
@@ -284,26 +293,28 @@ def _optim(knobs: Knobs, steps: int, lr: float) -> config.Optim:
 
 
 class Chapter(NamedTuple):
-    """What a chapter needs, and the table that it shows."""
+    """What a chapter needs, the table that it shows, and knobs that no other has."""
 
     tasks: Callable[[Knobs], Iterator[tuple[Labels, Spec]]]
     table: Callable[[Results], xr.Dataset]
+    own: tuple[str, ...] = ()
 
 
+COMPARED = ("images", "positions", "neurons")
 CHAPTERS = {
-    "data": Chapter(_tasks, tables.data_table),
-    "tuning": Chapter(_trainings, tables.scored_table),
-    "convergence": Chapter(_lengths, tables.last_table),
+    "data": Chapter(_tasks, tables.data_table, ("targets",)),
+    "tuning": Chapter(_trainings, tables.scored_table, ("grown",)),
+    "convergence": Chapter(_lengths, tables.last_table, ("sources",)),
     "performance": Chapter(_probed, tables.performance_table),
-    "small_data": Chapter(_sizes, tables.small_data_table),
-    "representations": Chapter(_comparisons, tables.final_table),
-    "overparametrization": Chapter(_comparisons, tables.change_table),
+    "small_data": Chapter(_sizes, tables.small_data_table, ("train_sizes",)),
+    "representations": Chapter(_comparisons, tables.final_table, COMPARED),
+    "overparametrization": Chapter(_comparisons, tables.change_table, COMPARED),
     "first_layer": Chapter(_scored, tables.filter_table),
     "weight_scaling": Chapter(_scored, tables.scored_table),
     "transfusion": Chapter(_scored, tables.scored_table),
     "hybrids": Chapter(_scored, tables.scored_table),
     "efficiency": Chapter(_scored, tables.cost_table),
-    "robustness": Chapter(_variants, tables.scored_table),
+    "robustness": Chapter(_variants, tables.scored_table, ("variants",)),
 }
 # They need no runs, and so no parameters but those of their own file; the front page comes last,
 # as it shows what all others have collected.

@@ -5,6 +5,7 @@ Colour and marker mean the same init in the whole book (Okabe and Ito's colour-b
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -14,6 +15,11 @@ import xarray as xr
 from transfusion import config
 from transfusion.networks import costs, gabors
 from transfusion.statistics import metrics
+
+
+def knobs_of(results: xr.Dataset) -> dict:
+    """The knobs that collected results were asked for by."""
+    return json.loads(results.attrs.get("parameters", "{}"))
 
 
 def between(results: xr.Dataset, a: str, b: str, state: str = "final") -> np.ndarray:

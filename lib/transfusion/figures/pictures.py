@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 
 import holoviews as hv
 import numpy as np
@@ -13,6 +12,7 @@ import xarray as xr
 from IPython.display import Image
 
 from transfusion import terms
+from transfusion.experiments.tables import knobs_of
 from transfusion.figures import style
 
 
@@ -60,7 +60,7 @@ def filters(weights: np.ndarray, columns: int = 16, scale: int = 8) -> Image:
 def first_filters(results: xr.Dataset, columns: int = 8) -> hv.HoloMap:
     """First-layer filters of one network in grey, each in its own range; a slider leads from the
     start of training to its end."""
-    last = json.loads(results.attrs["parameters"])["steps"]
+    last = knobs_of(results)["steps"]
     models, inits = results.model.values[::-1], results.init.values[::-1]  # the most telling first
     rows = -(-results.sizes["filter"] // columns)
     grey = results["grey"].sel(state=["initial", "final"]).assign_coords(state=[0, last])

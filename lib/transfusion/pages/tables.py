@@ -14,6 +14,7 @@ from IPython.display import HTML
 
 from transfusion import terms
 from transfusion.experiments import accuracy, features, paper, tuning
+from transfusion.experiments.tables import knobs_of
 from transfusion.figures import representations
 from transfusion.pages import verdicts
 from transfusion.statistics import contrasts, gate, intervals
@@ -64,7 +65,7 @@ def levels_table(results: xr.Dataset) -> HTML:
 
 def _of_retinas(results: xr.Dataset) -> bool:
     """Whether the task is the paper's first one, diabetic retinopathy of real eyes."""
-    return json.loads(results.attrs["parameters"]).get("study") in ("retina", "paper")
+    return knobs_of(results).get("study") in ("retina", "paper")
 
 
 def _level(row: pd.Series) -> str:
@@ -346,7 +347,7 @@ def footer(results: xr.Dataset, chapter: str) -> HTML:
     """How to compute the page anew, and where its numbers come from: runs, device, versions, hours,
     and every key."""
     runs = pd.DataFrame(json.loads(results.attrs["runs"]))
-    study, hours = json.loads(results.attrs["parameters"])["study"], runs["seconds"].sum() / 3600
+    study, hours = knobs_of(results)["study"], runs["seconds"].sum() / 3600
     by_device = runs.groupby("device")["seconds"].sum() / 3600
     spent = " and ".join(_effort(each, str(device)) for device, each in by_device.items())
     facts = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import html
-import json
 import re
 from collections.abc import Callable, Iterable
 
@@ -15,6 +14,7 @@ from IPython.display import HTML
 
 from transfusion import records, terms
 from transfusion.experiments import claims, effects, tuning
+from transfusion.experiments.tables import knobs_of
 from transfusion.statistics import gate, intervals
 from transfusion.studies import collected, params
 
@@ -63,7 +63,7 @@ def verdict_box(results: xr.Dataset, *names: str) -> HTML:
     """Each claim as the paper has it, what was found, and the verdict, corrected for the number of
     claims of the study, in a box; claims that no run of it speaks to are left out."""
     found = {name: claims.decide(name, results) for name in names}
-    study = json.loads(results.attrs["parameters"]).get("study", "")
+    study = knobs_of(results).get("study", "")
     table = beside(study, found)
     told = [name for name in names if name in table.index]
     return HTML("".join(_box(claims.CLAIMS[name], table.loc[name]) for name in told))

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -21,16 +23,16 @@ from transfusion.experiments.tables import Labels
 from transfusion.statistics import metrics
 from transfusion.studies import params, schedule
 
-# --- runs -> the collected Dataset -----------------------------------------------------------
 
-
-def collect(chapter: str, **parameters) -> xr.Dataset:
+def collect(chapter: str, notebook: Mapping[str, Any] | None = None, **parameters) -> xr.Dataset:
     """The Dataset that a chapter shows; what is missing is computed first, with a progress bar.
 
-    It is made of the study's records, and kept for as long as these are the same. Dimensions are
-    those of data_cache/README.md; attrs carry every run's key, status, device, commit and seconds.
+    Of a `notebook` the variables (its `globals()`) say which study's files hold, and by `setting`,
+    or by a knob's name, what holds in their place. The Dataset is made of the study's records, and
+    kept for as long as these are the same. Dimensions are those of data_cache/README.md; attrs
+    carry every run's key, status, device, commit and seconds.
     """
-    knobs = plan.checked(parameters)
+    knobs = plan.checked(_asked(chapter, notebook) | parameters)
     labelled = plan.labelled(chapter, knobs)
     study, specs = knobs.study, [spec for _, spec in labelled]
     if not all_recorded(study, specs):
@@ -48,7 +50,7 @@ def collect(chapter: str, **parameters) -> xr.Dataset:
     if found is not None:
         return found
     if _mended(study, specs, names):
-        return collect(chapter, **parameters)
+        return collect(chapter, notebook, **parameters)
     results = [(of, spec, _result(study, names[spec.key])) for of, spec in labelled]
     dataset = plan.CHAPTERS[chapter].table(results)
     dataset.attrs = {
@@ -58,6 +60,16 @@ def collect(chapter: str, **parameters) -> xr.Dataset:
     }
     store.save(study, chapter, dataset)
     return dataset
+
+
+def _asked(chapter: str, notebook: Mapping[str, Any] | None) -> dict:
+    """The knobs of a notebook: its own, and for the rest its study's."""
+    if notebook is None:
+        return {}
+    own, study = plan.declared(notebook), notebook["study"]
+    plan.require_own(chapter, own)
+    known = study in params.studies() and chapter in params.chapters(study)
+    return params.parameters(study, chapter) | own if known else own
 
 
 @cache

@@ -41,8 +41,9 @@ def chapter(study: str, name: str) -> None:
     Raises ValueError for unknown names or parameters, RuntimeError if a cell fails.
     """
     parameters = checked_parameters(study, name)
+    setting = {"study": study, "setting": parameters} if name in plan.CHAPTERS else parameters
     try:
-        render(BOOK / f"{name}.ipynb", parameters, executed(study, name))
+        render(BOOK / f"{name}.ipynb", setting, executed(study, name))
     except papermill.PapermillExecutionError as error:
         print(error, file=sys.stderr)
         raise RuntimeError(f"{name}.ipynb failed: {error.ename}: {error.evalue}") from error
@@ -53,8 +54,13 @@ def chapter(study: str, name: str) -> None:
 
 
 def checked_parameters(study: str, chapter: str) -> dict:
-    """The parameters of a chapter, if its notebook has them; raises ValueError as `checked`."""
-    return checked(BOOK / f"{chapter}.ipynb", params.parameters(study, chapter))
+    """The parameters of a chapter; raises ValueError for those that it does not take."""
+    found = params.parameters(study, chapter)
+    if chapter not in plan.CHAPTERS:
+        return checked(BOOK / f"{chapter}.ipynb", found)
+    plan.require_own(chapter, found)
+    plan.checked(found)
+    return found
 
 
 def executed(study: str, chapter: str) -> Path:
