@@ -11,8 +11,8 @@ import nbformat
 import papermill
 import pytest
 import yaml
-from transfusion.pages import build
 from transfusion.experiments import plan
+from transfusion.pages import build
 from transfusion.studies import params, render
 
 from ..conftest import ROOT, cells
