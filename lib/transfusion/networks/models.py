@@ -32,6 +32,7 @@ CBRS = {
     "cbr_small": CBR(7, (32, 64, 128, 256)),
     "cbr_tiny": CBR(5, (32, 64, 128, 256)),
 }
+PLAN = "_blocks_and_head"  # the attribute in which a network keeps them
 SMALL_MAP = 4  # pixels; up to here a bfloat16 convolution is faster as a product, measured
 
 
@@ -45,9 +46,8 @@ def names() -> list[str]:
 def build(name: str, *, outputs: int, channels: int = 3, seed: int = 0) -> nn.Module:
     """A freshly initialised network (N, channels, H, W) -> (N, outputs).
 
-    The weights depend on `seed` alone, not on the global generator. `net.blocks` maps each block,
-    in order, to its modules' names; the last of them holds the block's output. `net.head_name`
-    is the classifier, the only part whose shape depends on `outputs`.
+    The weights depend on `seed` alone, not on the global generator. The functions `blocks` and `head`
+    tell its parts; the head alone depends on `outputs`.
     Raises ValueError for an unknown name.
     """
     if name not in CBRS:
@@ -129,13 +129,20 @@ def _block(channels: int, width: int, kernel: int, pool: bool) -> nn.Sequential:
 
 
 def _named(net: nn.Module, blocks: dict[str, tuple[str, ...]], head: str) -> nn.Module:
-    net.__dict__.update(blocks=dict(blocks), head_name=head)  # torch claims every other attribute
+    # torch claims every other way to set one, and some networks have `blocks` of their own.
+    net.__dict__[PLAN] = dict(blocks), head
     return net
 
 
 def blocks(net: nn.Module) -> dict[str, tuple[str, ...]]:
-    """The ordered blocks of a network of `build`."""
-    return net.__dict__["blocks"]
+    """The ordered blocks of a network of `build`, each with its modules' names; the last of these
+    holds the block's output."""
+    return net.__dict__[PLAN][0]
+
+
+def head(net: nn.Module) -> str:
+    """The name of the classifier."""
+    return net.__dict__[PLAN][1]
 
 
 def upto(net: nn.Module, block: str) -> list[str]:
@@ -179,7 +186,7 @@ def freeze(net: nn.Module, chosen: Iterable[str]) -> None:
 
 def in_head(net: nn.Module, tensor: str) -> bool:
     """Whether a tensor of the state dict belongs to the classifier."""
-    return tensor.rpartition(".")[0] == net.head_name
+    return tensor.rpartition(".")[0] == head(net)
 
 
 def paper_count(net: nn.Module) -> int:

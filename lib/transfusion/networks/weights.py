@@ -41,7 +41,7 @@ def fit_source(net: nn.Module, source: State, wanted: set[str] | None = None) ->
         listed = "\n  ".join(problems[:10])
         raise ValueError(
             f"weights do not fit the network in {len(problems)} tensors "
-            f"(the classifier {net.head_name!r} may differ):\n  {listed}{more}"
+            f"(the classifier {models.head(net)!r} may differ):\n  {listed}{more}"
         )
     return {name: source[name] for name in given}
 
