@@ -114,7 +114,7 @@ def _steps(
     model: str, size: int, precision: str
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     pixels, target = _batch(size)
-    net, adam = loop.prepare(models.build(model, outputs=5), config.Optim(steps=1))
+    net, adam = loop.for_training(models.build(model, outputs=5), config.Optim(steps=1))
     plain = reference.plain(models.build(model, outputs=5)).to(loop.device())
     optimizer, images = torch.optim.Adam(plain.parameters()), models.normalise(pixels).contiguous()
     return (
@@ -393,7 +393,7 @@ def _result(spec: config.Spec) -> xr.Dataset:
 
 def precision(limits: dict, seconds: float, rounds: int) -> Iterator[Row]:
     """What bfloat16 does to the test AUC of CBR-Tiny on drawn retinas, paired by seed."""
-    knobs = params.parameters("quick", "data") | {"targets": ["fundus"], "seeds": 20}
+    knobs = params.knobs("quick", "data") | {"targets": ["fundus"], "seeds": 20}
     knobs |= {"image_size": 40, "train_size": 2400, "test_size": 600, "steps": 150}
     kinds = [
         experiments.runs("data", **knobs | {"precision": kind}) for kind in ("float32", "bfloat16")

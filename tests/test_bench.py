@@ -205,7 +205,7 @@ def test_flops_of_resnet50_are_the_known_ones():
 
 
 def step_of(model, precision="float32"):
-    net, adam = loop.prepare(models.build(model, outputs=5), config.Optim(steps=1))
+    net, adam = loop.for_training(models.build(model, outputs=5), config.Optim(steps=1))
     pixels, target = sections._batch(32, 8)
     return lambda: loop.update(net, adam, pixels, target, F.cross_entropy, precision)
 

@@ -185,7 +185,7 @@ def study(cache, tmp_path, monkeypatch):
         (folder / f"{chapter}.yml").write_text(json.dumps({"study": "made_up"} | own))
     grouping.groups.cache_clear()
     for chapter in params.chapters("made_up"):
-        results_of(chapter, **params.parameters("made_up", chapter))
+        results_of(chapter, **params.knobs("made_up", chapter))
     yield cache
     grouping.groups.cache_clear()
 
@@ -194,7 +194,7 @@ CHAPTERS = ("performance", "representations", "first_layer")
 
 
 def both_chapters():
-    return {c: studies.collect(c, **params.parameters("made_up", c)) for c in CHAPTERS}
+    return {c: studies.collect(c, **params.knobs("made_up", c)) for c in CHAPTERS}
 
 
 def test_records_alone_give_every_chapter_without_training(study, monkeypatch):
@@ -287,7 +287,7 @@ def test_a_changed_record_is_found_and_computed_again(study):
     assert list(cache.verify().index) == [f"results/made_up/{run.key}"]
     before = store.read_zarr(store.results_path("made_up", "performance"))
     store.discard(store.results_path("made_up", "performance"))
-    after = studies.collect("performance", **params.parameters("made_up", "performance"))
+    after = studies.collect("performance", **params.knobs("made_up", "performance"))
     xr.testing.assert_identical(after, before)
     assert cache.verify().empty
 

@@ -135,7 +135,7 @@ def test_margins_are_those_of_the_scope_page():
 def test_the_readmes_say_first_how_good_the_networks_are():
     from transfusion import pages
 
-    told = pages.reached(["cells", "chest"])
+    told = pages.how_good(["cells", "chest"])
     for name in ("README.md", "params/README.md"):
         text = (ROOT / name).read_text()
         assert all(sentence in text for sentence in told.values()), told

@@ -136,7 +136,7 @@ def chapter(study, name, jobs) -> None:
     if jobs:
         for each in name:
             render.checked_parameters(study, each)
-        return build.chapters([(study, each) for each in name], jobs)
+        return build.render_all([(study, each) for each in name], jobs)
     for each in name:
         render.chapter(study, each)
 

@@ -113,7 +113,7 @@ def _old(target: Path) -> Path:
     return target.parent / f".{target.name}.old"
 
 
-def restore(target: Path) -> None:
+def recover(target: Path) -> None:
     """Undo a replacement that was killed between its two renames."""
     if not target.exists() and _old(target).exists():
         os.replace(_old(target), target)
@@ -143,7 +143,7 @@ def write_zarr(dataset: xr.Dataset, path: Path) -> None:
 
 def read_zarr(path: Path) -> xr.Dataset:
     """Read a Dataset into memory; raises FileNotFoundError, or Damaged (zarr reads holes as 0)."""
-    restore(path)
+    recover(path)
     if not path.exists():
         raise FileNotFoundError(f"no store at {path}")
     try:
@@ -313,7 +313,7 @@ def share_trained(key: str) -> float:
     return int(steps[-1][0]) / int(steps[-1][1]) if steps else 0.0
 
 
-def size(key: str) -> int:
+def disk_size(key: str) -> int:
     """Bytes on disk."""
     return sum(path.stat().st_size for path in run_folder(key).rglob("*") if path.is_file())
 

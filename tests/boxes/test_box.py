@@ -73,7 +73,7 @@ def keys(out):
 
 def collected():
     chapters = ("performance", "representations")
-    return {c: studies.collect(c, **params.parameters("made_up", c)) for c in chapters}
+    return {c: studies.collect(c, **params.knobs("made_up", c)) for c in chapters}
 
 
 def test_what_a_box_brings_home_is_what_would_have_been_computed_here(

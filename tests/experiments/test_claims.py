@@ -237,7 +237,7 @@ BY_CHANCE = {
     "shrinking": (accuracy.shrinking, inits("random", "transfer")),
     "frozen_features": (accuracy.fine_tuning, frozen_anew),
     "representations": (features.other_features, made_up.relabelled),
-    "size": (features.size, models(*MODELS, over="pair")),
+    "size": (features.larger_keeps_more, models(*MODELS, over="pair")),
     "low_reuse": (features.low_reuse, made_up.relabelled),
     "foretelling": (features.foretelling, foretold_anew),
     "moving": (filters.moving, models("cbr_small", LARGE)),
@@ -270,7 +270,7 @@ def test_what_chance_has_dealt_does_not_hold(name, rng, all_learned):
     if name == "representations":
         results = made_up.similarity([0, 0.05], before=[0.05, 0])
     times = 12 if "pair" in results.dims else 20  # comparisons take longer
-    dealt = [contrasts.decide(measure(deal(results, rng))).verdict for _ in range(times)]
+    dealt = [contrasts.decision(measure(deal(results, rng))).verdict for _ in range(times)]
     assert made_up.at_most_one_in_twenty([verdict == "holds" for verdict in dealt])
     assert "inconclusive" in dealt
 

@@ -320,7 +320,7 @@ def test_where_a_baseline_is_missing_nothing_is_known_to_have_learned(lack):
         baseline=lack
     )  # fmt: skip
     assert gate.learned(left) == set()
-    assert contrasts.decide(accuracy.gains(left)) == ("not testable", 1)
+    assert contrasts.decision(accuracy.gains(left)) == ("not testable", 1)
 
 
 def test_an_arm_above_a_baseline_by_its_mean_alone_has_not_learned():
@@ -378,7 +378,7 @@ def test_large_against_small_takes_a_large_one():
     lost = ignorant(two_sizes(), model=LARGE)
     assert accuracy.little_data(lost).testable == set()
     assert (
-        contrasts.decide(accuracy.keeping_up(lost.isel(train_images=0))).verdict == "not testable"
+        contrasts.decision(accuracy.keeping_up(lost.isel(train_images=0))).verdict == "not testable"
     )
     assert accuracy.little_data(ignorant(two_sizes(), model="cbr_tiny")).testable == {
         ("cbr_small",)
@@ -399,10 +399,12 @@ def test_a_claim_on_speed_is_gated_by_the_test_auc_of_the_same_runs():
 
 def test_the_contrast_is_decided_by_itself_and_rows_are_counted_beside():
     effect = accuracy.gains(performance([0.0, 0.05]))
-    assert contrasts.decide(effect).verdict == "differs"
-    assert contrasts.tally(effect) == (1, 1, 2)
+    assert contrasts.decision(effect).verdict == "differs"
+    assert contrasts.count_rows(effect) == (1, 1, 2)
     cancelling = accuracy.gains(performance([0.03, -0.03]))
-    assert contrasts.decide(cancelling).verdict == "holds" and contrasts.tally(cancelling) == (
+    assert contrasts.decision(cancelling).verdict == "holds" and contrasts.count_rows(
+        cancelling
+    ) == (
         0,
         2,
         2,
@@ -416,13 +418,13 @@ def test_the_interval_of_the_contrast_is_that_of_the_mean_in_each_fold():
     found = contrasts.contrast(learning.scale_alone(results))
     expected = stats.ttest_1samp(values, 0)
     assert ends(found._asdict()) == pytest.approx(tuple(expected.confidence_interval()))
-    assert contrasts.decide(learning.scale_alone(results)).p == pytest.approx(expected.pvalue)
+    assert contrasts.decision(learning.scale_alone(results)).p == pytest.approx(expected.pvalue)
 
 
 def test_nothing_testable_is_no_number():
     effect = accuracy.gains(ignorant(performance([0.0, 0.0])))
     assert contrasts.contrast(effect) is None and len(contrasts.table(effect)) == 2
-    assert contrasts.decide(effect) == ("not testable", 1)
+    assert contrasts.decision(effect) == ("not testable", 1)
 
 
 def test_without_a_fold_the_rest_speak():
@@ -449,7 +451,7 @@ def test_what_makes_no_difference_hangs_on_the_error_that_is_left():
     for random, verdict in ((0.9, "holds"), (0.985, "differs")):
         means = {(LARGE, "random"): random, (LARGE, "transfer"): random + 0.006}
         effect = accuracy.gains(trained(means, noise=0.0005))
-        assert contrasts.decide(effect).verdict == verdict
+        assert contrasts.decision(effect).verdict == verdict
 
 
 @pytest.mark.parametrize("n", [4, 16, 40])
@@ -606,10 +608,10 @@ def test_scaling_is_undecided_where_mean_var_never_arrives():
     results = made_up.two((300, 100), (300, 100))
     hit = (results.model == LARGE) & (results.init == "mean_var") & (results.fold == 0)
     late = results.assign(auc=results["auc"].where(~hit, 0.6).transpose(*results["auc"].dims))
-    assert contrasts.decide(learning.scaling(results)).verdict == "holds"
-    assert contrasts.decide(learning.scaling(late)) == ("inconclusive", 1)
+    assert contrasts.decision(learning.scaling(results)).verdict == "holds"
+    assert contrasts.decision(learning.scaling(late)) == ("inconclusive", 1)
     # A network that has not learned is not asked how fast it does.
-    assert contrasts.decide(learning.scaling(ignorant(late, model=LARGE))).verdict == "holds"
+    assert contrasts.decision(learning.scaling(ignorant(late, model=LARGE))).verdict == "holds"
 
 
 def test_a_failed_run_is_not_one_that_never_arrives():
@@ -792,7 +794,7 @@ def test_arms_that_never_ran_have_no_rows_and_one_run_decides_nothing(name, all_
     assert len(whole.rows) and contrasts.contrast(whole).n > 1
     one = measure(results.isel(fold=[0], seed=[0]))
     assert list(one.rows) == list(whole.rows)
-    assert contrasts.decide(one).verdict == "inconclusive" and contrasts.decide(one).p == 1
+    assert contrasts.decision(one).verdict == "inconclusive" and contrasts.decision(one).p == 1
     needed = {"slim": alternatives.CUT, "synthetic": "gabor", "first block": "transfer"}
     arm = {"init": needed.get(name, results.init.values[-1])}
     rest, absent = measure(failed(results, **arm)), measure(results.drop_sel(**arm))
@@ -848,11 +850,13 @@ def test_a_row_gives_back_its_interval():
 
 def test_a_number_never_travels_alone():
     one = intervals.Interval(0.44, -0.12, 1, 0.5, 4)
-    assert contrasts.spread(one, unit=" points") == "+0.4 points [-0.1, +1.0] (n = 4)"
+    assert contrasts.interval_text(one, unit=" points") == "+0.4 points [-0.1, +1.0] (n = 4)"
     many = one._replace(mean=-0.04, low=-1.1, high=0.04, patients=1400)
-    assert contrasts.spread(many) == "+0.0 [-1.1, +0.0] (n = 4, 1,400 patients)"
+    assert contrasts.interval_text(many) == "+0.0 [-1.1, +0.0] (n = 4, 1,400 patients)"
     narrow = one._replace(mean=0.081, low=0.021, high=0.141)
-    assert contrasts.spread(narrow) == "+0.08 [+0.02, +0.14] (n = 4)", "else it seems to reach 0"
+    assert contrasts.interval_text(narrow) == "+0.08 [+0.02, +0.14] (n = 4)", (
+        "else it seems to reach 0"
+    )
     assert learning.ratio(learning.speedups(curves(300, 100)).iloc[0]) == (
         f"3.0 times [3.0, 3.0] (n = {RUNS})"
     )

@@ -123,18 +123,18 @@ def test_what_is_kept_is_above_chance_at_matched_depth():
 
 def test_size_is_what_the_large_network_keeps_more():
     results = changed([FALLING, STAYING], [LEVEL, LEVEL], noise=0.01)
-    row = contrasts.table(features.size(results)).loc["cbr_small"]
+    row = contrasts.table(features.larger_keeps_more(results)).loc["cbr_small"]
     assert row["difference"] == pytest.approx(0.3, abs=0.02) and row["verdict"] == "holds"
     kept = features.kept(results).sel(init="random").mean("depth")
     expected = stats.ttest_1samp(kept.sel(model=LARGE) - kept.sel(model="cbr_small"), 0)
     assert ends(row) == pytest.approx(tuple(expected.confidence_interval()))
     assert row["p"] == pytest.approx(expected.pvalue)
-    first = contrasts.table(features.size(results, depth=0)).loc["cbr_small"]
+    first = contrasts.table(features.larger_keeps_more(results, depth=0)).loc["cbr_small"]
     assert first["difference"] == pytest.approx(0, abs=0.02)
     swapped = changed([STAYING, FALLING], [LEVEL, LEVEL], noise=0.01)
-    assert contrasts.decide(features.size(swapped)).verdict == "differs"
+    assert contrasts.decision(features.larger_keeps_more(swapped)).verdict == "differs"
     same = changed([LEVEL, LEVEL], [LEVEL, LEVEL], noise=0.01)
-    assert contrasts.decide(features.size(same)).verdict == "inconclusive"
+    assert contrasts.decision(features.larger_keeps_more(same)).verdict == "inconclusive"
 
 
 def test_reuse_is_the_excess_of_pretrained_networks_in_low_blocks():
@@ -160,7 +160,7 @@ def test_reuse_is_the_excess_of_pretrained_networks_in_low_blocks():
 )
 def test_what_is_foretold(foretold, verdict):
     results = predicted(foretold)
-    table = features.foretold(results)
+    table = features.foretold_r2(results)
     for kind in ("random, random", "random, transfer"):
         for (model, block), there in np.ndenumerate(foretold):
             name = ("cbr_tiny", LARGE)[model], ("first", "last")[block], kind
@@ -168,7 +168,7 @@ def test_what_is_foretold(foretold, verdict):
             assert (table.loc[name, "R2"] > 0.95) == there
     effect = features.foretelling(results)
     assert list(effect.rows) == [(LARGE, "last"), ("cbr_tiny", "first")]
-    found = contrasts.decide(effect)
+    found = contrasts.decision(effect)
     assert found.verdict == verdict and (found.p < 0.05) == (verdict != "inconclusive")
 
 
@@ -177,7 +177,7 @@ def test_the_start_foretells_by_the_squared_correlation_over_neurons():
     one = tables.blocks_of(results, LARGE, "cca").isel(block=0)
     before, after = tables.neurons(one, "random")
     expected = [stats.pearsonr(x, y).statistic ** 2 for x, y in zip(before, after, strict=True)]
-    row = features.foretold(results).loc[(LARGE, "first", "random, random")]
+    row = features.foretold_r2(results).loc[(LARGE, "first", "random, random")]
     assert row["R2"] == pytest.approx(np.mean(expected))
 
 
@@ -195,8 +195,8 @@ def test_a_network_that_nothing_foretells_is_left_out_with_all_its_pairs():
     results = predicted([[1, 1], [1, 1]])
     there = (results.seed_a != "1") & (results.seed_b != "1")
     lost = results.assign(explained=results["explained"].where(there))
-    expected = features.foretold(results.isel(pair=there.values))
-    pd.testing.assert_frame_equal(features.foretold(lost), expected)
+    expected = features.foretold_r2(results.isel(pair=there.values))
+    pd.testing.assert_frame_equal(features.foretold_r2(lost), expected)
 
 
 def test_thin_blocks_are_named():
@@ -211,13 +211,13 @@ def test_thin_blocks_are_named():
 
 
 def is_asked(measure, results, **lost):
-    return contrasts.decide(measure(ignorant(results, **lost))).verdict != "not testable"
+    return contrasts.decision(measure(ignorant(results, **lost))).verdict != "not testable"
 
 
 def test_large_against_small_takes_a_large_and_a_small_one_that_have_learned():
     cases = {
         features.other_features: similarity([0, 0, 0]),
-        features.size: changed([LEVEL] * 3, [LEVEL] * 3),
+        features.larger_keeps_more: changed([LEVEL] * 3, [LEVEL] * 3),
     }
     for measure, results in cases.items():
         assert is_asked(measure, results, model="cbr_tiny")
@@ -281,7 +281,7 @@ def test_movements_are_decided_over_folds():
 def test_gabors_that_are_learned_or_stay_speak_against_the_claim():
     results = first_layers([[0.1, 0.1], [0.1, 0.1]], [[[0, 0.5], [0.2, 0.5]], [[0, 0], [0, 0]]])
     for init in gate.BOTH:
-        found = contrasts.decide(filters.gabor_changes(results, init))
+        found = contrasts.decision(filters.gabor_changes(results, init))
         assert found.verdict == "differs"
 
 
@@ -292,9 +292,9 @@ def test_what_is_counted_in_filters_is_not_known_to_less_than_a_filter():
     agreed = contrasts.contrast(effect)
     assert agreed.mean == -5 and agreed.sd == 0 and agreed.se == 0
     se = 5 / np.sqrt(12 * RUNS)
-    assert contrasts.decide(effect).p == pytest.approx(2 * stats.t.sf(5 / se, 4))
+    assert contrasts.decision(effect).p == pytest.approx(2 * stats.t.sf(5 / se, 4))
     none = filters.gabor_changes(results, "random")
-    assert contrasts.decide(none).p == pytest.approx(2 * stats.t.sf(5 / se, 4))
+    assert contrasts.decision(none).p == pytest.approx(2 * stats.t.sf(5 / se, 4))
 
 
 # --- under no effect -------------------------------------------------------------------------
@@ -327,9 +327,9 @@ def test_what_is_kept_of_nothing_is_seldom_decided(rng, all_learned):
 
 OF_COMPARISONS = {
     "gaps": (features.gaps, lambda: similarity([0, 0.05])),
-    "foretold": (features.foretold, lambda: predicted([[1, 0], [1, 0]])),
+    "foretold": (features.foretold_r2, lambda: predicted([[1, 0], [1, 0]])),
     "reuse": (features.low_reuse, lambda: changed([FALLING, LEVEL], [LEVEL, LEVEL])),
-    "size": (features.size, lambda: changed([FALLING, LEVEL], [LEVEL, LEVEL])),
+    "size": (features.larger_keeps_more, lambda: changed([FALLING, LEVEL], [LEVEL, LEVEL])),
     "other features": (features.other_features, lambda: similarity([0, 0.05])),
     "foretelling": (features.foretelling, lambda: predicted([[1, 0], [1, 0]])),
 }
@@ -368,4 +368,4 @@ def test_a_failed_run_moves_no_filter():
     results = first_layers([[0.1, 0.05], [0.01, 0.01]], np.zeros((2, 2, 2)))
     lost = failed(results, model="cbr_small", init="random", fold=2, seed=1)
     assert filters.movements(lost).loc[("cbr_small", "random"), "n"] == RUNS - 1
-    assert contrasts.decide(filters.moving(lost)).verdict == "holds"
+    assert contrasts.decision(filters.moving(lost)).verdict == "holds"

@@ -311,7 +311,7 @@ def test_no_test_image_reaches_the_choice_of_a_rate(cache, photographs, monkeypa
 
 def test_a_notebook_names_its_study_and_what_is_to_be_otherwise():
     notebook = {"study": "quick", "setting": {"steps": 5}, "seeds": 1, "table": None}
-    stated = params.parameters("quick", "performance")
+    stated = params.knobs("quick", "performance")
     assert collected._asked("performance", notebook) == stated | {"steps": 5, "seeds": 1}
 
 
@@ -337,7 +337,7 @@ def test_unknown_chapter_and_study():
     with pytest.raises(ValueError, match="Did you mean 'performance'"):
         experiments.runs("performances", **KNOBS)
     with pytest.raises(ValueError, match="unknown study 'quik'"):
-        params.parameters("quik", "performance")
+        params.knobs("quik", "performance")
 
 
 def test_a_study_without_a_file(tmp_path, monkeypatch):
@@ -346,7 +346,7 @@ def test_a_study_without_a_file(tmp_path, monkeypatch):
     (tmp_path / "params/mine/common.yml").write_text("study: mine\n")
     (tmp_path / "params/mine/data.yml").write_text("")
     with pytest.raises(ValueError, match=r"'mine' has no performance.yml; it has data"):
-        params.parameters("mine", "performance")
+        params.knobs("mine", "performance")
 
 
 def test_collect_computes_once_and_then_reads(cache, monkeypatch):
@@ -365,9 +365,9 @@ def test_collect_computes_once_and_then_reads(cache, monkeypatch):
 
 
 def test_a_simulated_chapter_needs_no_runs():
-    assert experiments.runs("methods", **params.parameters("quick", "methods")) == []
+    assert experiments.runs("methods", **params.knobs("quick", "methods")) == []
     assert collected.is_collected("quick", "methods")
-    assert "target" not in params.parameters("quick", "methods")
+    assert "target" not in params.knobs("quick", "methods")
 
 
 @pytest.fixture
@@ -445,7 +445,7 @@ def test_status_tells_what_another_version_made_what_runs_and_what_it_cost(cache
         assert store.state(run.key) == "running"
     schedule.compute_here([run])
     assert store.state(run.key) == "done"
-    assert store.seconds(run.key) > 0 and store.size(run.key) > 1_000_000
+    assert store.seconds(run.key) > 0 and store.disk_size(run.key) > 1_000_000
     done = store.run_folder(run.key) / "done.json"
     done.write_text(done.read_text().replace(store.LAYOUT, "result/0"))
     assert store.state(run.key) == "stale"
@@ -454,7 +454,7 @@ def test_status_tells_what_another_version_made_what_runs_and_what_it_cost(cache
 @pytest.mark.parametrize("study", params.studies())
 def test_parameter_files_are_understood(study):
     for chapter in params.chapters(study):
-        parameters = params.parameters(study, chapter)
+        parameters = params.knobs(study, chapter)
         assert parameters["study"] == study
         assert bool(experiments.runs(chapter, **parameters)) != (chapter in plan.WITHOUT_RUNS)
 

@@ -227,7 +227,7 @@ def kept(key):
 
 
 def labelled(chapter, knobs):
-    return plan.labelled(chapter, plan.checked(knobs))
+    return plan.labelled(chapter, plan.knobs_from(knobs))
 
 
 def test_costs_are_those_of_the_networks(cache):

@@ -53,8 +53,8 @@ def test_compare_refuses_mixed_models_and_folds(cache, tiny_run):
 
 def test_calibration_is_the_normalisation_of_training(cache):
     """With the statistics of a batch, evaluation gives what training gives on that batch."""
-    few = comparison.spread(ingest.prepare("fundus", size=32, n=300), 64)
-    assert len(few.image) == 64 and len(comparison.spread(few, 100).image) == 64
+    few = comparison.evenly(ingest.prepare("fundus", size=32, n=300), 64)
+    assert len(few.image) == 64 and len(comparison.evenly(few, 100).image) == 64
     pixels = models.normalise(torch.from_numpy(few["pixels"].values))
     net = models.build("cbr_tiny", outputs=5)
     with torch.no_grad():

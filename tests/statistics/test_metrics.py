@@ -353,17 +353,19 @@ def test_many_like_patients_leave_many_degrees_of_freedom_and_one_leaves_one():
 
 def test_level_is_on_the_scale_of_log_odds(effect):
     values, influence, patients = effect
-    plain, found = (f(values, influence, patients) for f in (intervals.over_folds, intervals.level))
+    plain, found = (
+        f(values, influence, patients) for f in (intervals.over_folds, intervals.auc_interval)
+    )
     assert (found.mean, found.df, found.n) == (plain.mean, plain.df, plain.n)
     ends = special.logit([found.low, found.high]) - special.logit(found.mean)
     assert ends[1] == pytest.approx(-ends[0])
     assert ends[1] == pytest.approx((plain.high - plain.mean) / plain.mean / (1 - plain.mean))
-    near = intervals.level(0.999 - 0.001 * values, influence, patients)
+    near = intervals.auc_interval(0.999 - 0.001 * values, influence, patients)
     assert 0 < near.low < near.mean < near.high < 1
     assert near.mean - near.low > near.high - near.mean
-    unknown = intervals.level(values[:1, :1], influence[:1], patients[:1])
+    unknown = intervals.auc_interval(values[:1, :1], influence[:1], patients[:1])
     assert (unknown.low, unknown.high) == (0, 1)
-    right = intervals.level(np.ones((5, 3)), np.zeros((5, 24)), patients)
+    right = intervals.auc_interval(np.ones((5, 3)), np.zeros((5, 24)), patients)
     assert (right.low, right.high) == (1, 1)
 
 
@@ -410,7 +412,7 @@ def coverage(shifts, studies, **how):
         patients = np.full(len(values), influence.shape[-1])
         apart = values[..., 1] - values[..., 0], influence[1] - influence[0]
         effect = intervals.over_folds(*apart, patients)
-        alone = intervals.level(values[..., 0], influence[0], patients)
+        alone = intervals.auc_interval(values[..., 0], influence[0], patients)
         there = effect.low <= second - first <= effect.high, alone.low <= first <= alone.high
         covered.append(there)
     return *np.mean(covered, 0), (first, second)

@@ -21,7 +21,7 @@ def cache_with_study(cache, tmp_path, monkeypatch):
     (folder / "common.yml").write_text(json.dumps({**KNOBS, "seeds": 1}))
     (folder / "performance.yml").write_text("{study: made_up}")
     grouping.groups.cache_clear()
-    results_of("performance", **params.parameters("made_up", "performance"))
+    results_of("performance", **params.knobs("made_up", "performance"))
     yield cache
     grouping.groups.cache_clear()
 
@@ -44,7 +44,7 @@ def test_pruning_lists_first_and_removes_only_what_no_study_needs(kept, tiny_run
     assert cli.main(["cache", "prune", "--yes"]) == 0
     assert store.state(strange.key) == "missing"
     assert cache.superfluous() == []
-    runs = experiments.runs("performance", **params.parameters("made_up", "performance"))
+    runs = experiments.runs("performance", **params.knobs("made_up", "performance"))
     assert schedule.missing(runs) == []
 
 

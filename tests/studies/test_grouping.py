@@ -111,7 +111,7 @@ def test_each_group_that_is_not_whole_has_the_words_of_its_own_runs(cache, study
 def test_collected_chapters_need_no_group(cache, study):
     study(seeds=1)
     assert len(grouping.groups_of("made_up", "performance")) == 2, "networks and baselines"
-    results_of("performance", **params.parameters("made_up", "performance"))
+    results_of("performance", **params.knobs("made_up", "performance"))
     assert grouping.groups_of("made_up", "performance") == []
 
 

@@ -72,7 +72,7 @@ def test_a_notebook_is_of_the_quick_study_and_says_no_knob_twice(path):
     defaults: dict = {}
     exec(source, defaults)
     said = {name: value for name, value in defaults.items() if name != "__builtins__"}
-    own = params.parameters("quick", path.stem)
+    own = params.knobs("quick", path.stem)
     expected = {"study": "quick", "setting": {}} if path.stem in plan.CHAPTERS else own
     assert said == expected
 
@@ -110,7 +110,7 @@ def test_a_failed_notebook_never_reaches_the_book(notebook, tmp_path):
 def test_a_failure_is_one_line_and_a_log(notebook, monkeypatch, tmp_path, capsys, source, message):
     monkeypatch.setattr(render, "BOOK", notebook(source).parent)
     monkeypatch.setattr(render, "BUILD", tmp_path)
-    monkeypatch.setattr(params, "parameters", lambda *_: {})
+    monkeypatch.setattr(params, "knobs", lambda *_: {})
     with pytest.raises(RuntimeError, match=message):
         render.chapter("smoke", "a")
     assert ("1 / 0" in capsys.readouterr().err) == (source == "1 / 0")
@@ -207,7 +207,7 @@ def test_a_page_that_fails_is_named_after_the_others_were_rendered(tmp_path, mon
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(RuntimeError, match=r"smoke broken \(log: .*broken.log\)"):
-        build.chapters([("smoke", name) for name in ("broken", "whole", "fresh")])
+        build.render_all([("smoke", name) for name in ("broken", "whole", "fresh")])
     assert sorted(asked) == ["broken", "whole"]
 
 

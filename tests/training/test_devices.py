@@ -70,7 +70,7 @@ def test_a_single_process_does_the_plain_thing():
     before = net.weight.grad.clone()
     devices.average_gradients(net.parameters())
     loss = torch.tensor(2.0)
-    assert devices.size() == 1 and devices.first()
+    assert devices.world_size() == 1 and devices.first()
     assert devices.share(x) is x and devices.gather(x) is x
     assert devices.weighted(loss, torch.tensor([1, -1])) is loss
     assert torch.equal(net.weight.grad, before)

@@ -87,12 +87,14 @@ def test_the_last_step_is_kept_however_good_another_was(cache, tiny_run):
     run = tiny_run(lr=0.02)
     result = fit.fit(run)
     valid = tasks.split_of(tasks.load(run.data), "valid")
-    reached, error = loop.auc(valid, loop.scores(fit.network(run, trained=True), valid, "float32"))
+    reached, error = loop.auc_with_error(
+        valid, loop.scores(fit.network(run, trained=True), valid, "float32")
+    )
     assert np.float32(reached) == result.auc.values[-1]
     assert np.float32(error) == result.auc_se.values[-1]
     assert result.auc.values[-1] < result.auc.values.max(), "another was better"
     said = metrics.probabilities(result.valid_logit.values, "grades")
-    assert loop.auc(valid, said)[0] == pytest.approx(reached, abs=0.01)
+    assert loop.auc_with_error(valid, said)[0] == pytest.approx(reached, abs=0.01)
 
 
 def test_further_evaluations_are_points_of_the_curve_and_leave_no_trace(
@@ -325,7 +327,7 @@ def test_the_optimizer_is_the_plain_one(name, optimizer, rng):
     net = models.build(name, outputs=3, seed=2).double()
     plain = reference.plain(net)
     optim = config.Optim(steps=1, optimizer=optimizer, weight_decay=0.1, lr=0.01)
-    net, ours = loop.prepare(net, optim)
+    net, ours = loop.for_training(net, optim)
     loop._set_lr(ours, 0.01)
     if optimizer == "adam":
         theirs = torch.optim.Adam(plain.parameters(), lr=0.01, weight_decay=0.1)
@@ -373,7 +375,7 @@ def test_what_is_frozen_stays_bit_for_bit(cache, tiny_run, optimizer, block):
 def test_evaluation_thaws_no_batch_norm(cache, tiny_run):
     start = config.Init(name="frozen:block2", source=tiny_run(model="resnet18"))
     run = tiny_run(model="resnet18", init=start)
-    net, _ = loop.prepare(fit.network(run, trained=False), run.optim)
+    net, _ = loop.for_training(fit.network(run, trained=False), run.optim)
     net.train()
     frozen = models.tensors(net, models.upto(net, "block2"))
     loop.scores(net, tasks.split_of(tasks.load(run.data), "valid"), "float32")

@@ -17,7 +17,7 @@ ON_GPU = SimpleNamespace(is_cuda=True)
 def learner(monkeypatch, tiny_run):
     """A network with its optimizer, and a step that takes longer than it must."""
     monkeypatch.setattr(graphs.torch.cuda, "synchronize", lambda: None)
-    net, adam = loop.prepare(models.build("cbr_tiny", outputs=5), config.Optim(steps=1))
+    net, adam = loop.for_training(models.build("cbr_tiny", outputs=5), config.Optim(steps=1))
     pixels = torch.randint(0, 255, (8, 3, 32, 32), dtype=torch.uint8)
     target = torch.arange(8) % 5
 

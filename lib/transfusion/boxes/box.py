@@ -44,7 +44,7 @@ def read(box: Path) -> list[Entry]:
     """
     try:
         told = json.loads((box / "box.json").read_text())
-        if told.pop("sha256") != digest(told):
+        if told.pop("sha256") != box_digest(told):
             raise ValueError("its checksum is another")
         entries = [Entry(e["study"], _spec(e["spec"]), e["precision"]) for e in told["entries"]]
     except FileNotFoundError:
@@ -64,7 +64,7 @@ def read(box: Path) -> list[Entry]:
     return entries
 
 
-def digest(told: dict) -> str:
+def box_digest(told: dict) -> str:
     """Checksum of what box.json says."""
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -75,11 +75,11 @@ def _spec(fields: dict) -> config.Spec:
     return spec
 
 
-def images_file(spec: config.Data) -> str:
+def packed_images(spec: config.Data) -> str:
     return f"images/{spec.name}-{spec.size}.npz"
 
 
-def weights_file(name: str) -> str:
+def packed_weights(name: str) -> str:
     return f"weights/{name}.npz"
 
 

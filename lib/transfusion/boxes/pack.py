@@ -147,11 +147,11 @@ def _files(spec: config.Spec, lossy: int | None) -> dict[str, Callable[[Path], N
     found: dict[str, Callable[[Path], None]] = {}
     for need in [*schedule.needs(spec), spec]:
         if isinstance(need, config.Data) and need.name not in tasks.SYNTHETIC:
-            found[box.images_file(need)] = _images(need, lossy)
+            found[box.packed_images(need)] = _images(need, lossy)
         elif isinstance(need, config.Run | config.Baseline):
             if isinstance(need.init.source, str):
                 name = need.init.source
-                found[box.weights_file(name)] = _weights(name)
+                found[box.packed_weights(name)] = _weights(name)
             elif need.init.source is not None and store.complete(need.init.source.key):
                 found[f"sources/{need.init.source.key}"] = _source(need.init.source)
     pretrained = [n for n in found if n.startswith("sources/")]
@@ -163,7 +163,7 @@ def _only_of_source(name: str, spec: config.Spec, pretrained: list[str]) -> bool
     if not pretrained or not name.startswith("images/"):
         return False
     runs = spec.runs if isinstance(spec, config.Comparison) else (spec,)
-    return name not in {box.images_file(run.data) for run in runs}
+    return name not in {box.packed_images(run.data) for run in runs}
 
 
 def _images(spec: config.Data, lossy: int | None) -> Callable[[Path], None]:
@@ -228,7 +228,7 @@ def _describe(folder: Path, names: list[str], kept: list[box.Entry]) -> None:
             str(p.relative_to(folder)): store.checksum(p) for p in files if p.parent != folder
         },
     }
-    store.write_json(folder / "box.json", told | {"sha256": box.digest(told)})
+    store.write_json(folder / "box.json", told | {"sha256": box.box_digest(told)})
     words = README.format(studies=", ".join(names), runs=len(kept), commit=commit)
     (folder / "README.md").write_text(words)
 

@@ -182,7 +182,7 @@ def _unpack(place: Path, entries: list[box.Entry], out: Path, say: Say) -> dict[
     }
     for name in dict.fromkeys(_weights(todo.values())):
         if not store.weights_file(name).exists():
-            box.unpack_weights(name, place / box.weights_file(name))
+            box.unpack_weights(name, place / box.packed_weights(name))
     images = dict.fromkeys(entry.spec.data for entry in entries if entry.spec.key in todo)
     drawn = {spec.key: spec for spec in images if not _unpacked(spec, place)}
     return {**drawn, **todo}
@@ -228,7 +228,7 @@ def _unpacked(spec: config.Data, place: Path) -> bool:
     """Whether images are there, those of the box unpacked; not so drawn ones, still to be drawn."""
     if spec.name in tasks.SYNTHETIC:
         return tasks.drawn_path(spec).exists()
-    path, packed = tasks.prepared_path(spec.name, spec.size), place / box.images_file(spec)
+    path, packed = tasks.prepared_path(spec.name, spec.size), place / box.packed_images(spec)
     if not path.exists():
         store.write_zarr(box.unpack_images(packed), path)
     return True

@@ -116,7 +116,7 @@ def frozen(spec: config.Baseline, images: xr.Dataset) -> np.ndarray:
     run = config.Run(data=spec.data, model=spec.model, init=spec.init, optim=NONE, seed=spec.seed)
     net = fit.network(run, trained=False)
     if spec.init.name == "random":
-        known = comparison.spread(tasks.split_of(images, "train"), comparison.CALIBRATION)
+        known = comparison.evenly(tasks.split_of(images, "train"), comparison.CALIBRATION)
         net = comparison.calibrate(net, known)
     blocks = activations.extractor(net)
     with torch.no_grad():
@@ -149,9 +149,9 @@ def said(features: np.ndarray, images: xr.Dataset) -> tuple[xr.Dataset, float]:
     valid, reached = tasks.split_of(images, "valid"), []
     for strength in range(len(STRENGTHS)):
         scores = metrics.probabilities(answer(strength, "valid"), images.attrs["task"])
-        reached.append(loop.auc(valid, scores)[0])
+        reached.append(loop.auc_with_error(valid, scores)[0])
     best = int(np.argmax(reached))
-    return fit.answers(images, lambda split: answer(best, split)), STRENGTHS[best]
+    return fit.split_logits(images, lambda split: answer(best, split)), STRENGTHS[best]
 
 
 def _asked(images: xr.Dataset) -> list[tuple[np.ndarray, int]]:

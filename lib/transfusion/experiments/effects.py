@@ -94,13 +94,13 @@ def of_effect(effect: Effect) -> Finding:
     found = contrasts.contrast(effect)
     if found is None:
         return Finding("not testable", 1.0, NOT_LEARNED)
-    holds, against, rows = contrasts.tally(effect)
+    holds, against, rows = contrasts.count_rows(effect)
     beside = f"for {holds}, against {against} of {rows}" if rows > 1 else ""
     return Finding(*effect.decide(found), _told(effect, found), beside)
 
 
 def _told(effect: Effect, found: intervals.Interval) -> str:
-    return contrasts.spread(found, effect.digits, effect.unit)
+    return contrasts.interval_text(found, effect.digits, effect.unit)
 
 
 def all_of(*decisions: tuple[str, Finding]) -> Finding:

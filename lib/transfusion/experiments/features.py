@@ -153,7 +153,7 @@ def kept(results: xr.Dataset, measure: str = "cca") -> xr.DataArray:
     return found
 
 
-def size(results: xr.Dataset, depth: int | None = None) -> Effect:
+def larger_keeps_more(results: xr.Dataset, depth: int | None = None) -> Effect:
     """How much more of its start the large network keeps than each small one, from random init, at
     one of the DEPTHS or as their mean: above 0 (E10)."""
     found = kept(results)
@@ -181,7 +181,7 @@ def low_reuse(results: xr.Dataset) -> Effect:
     return Effect("low minus rest", ("model",), rows, asked, contrasts.above, CCA, 3)
 
 
-def foretold(results: xr.Dataset) -> pd.DataFrame:
+def foretold_r2(results: xr.Dataset) -> pd.DataFrame:
     """R2 between how well each neuron is predicted from another network before and after training
     (E11), by model, block (first and last) and kind of pair; mean over pairs of networks, with an
     interval over seeds."""
@@ -253,7 +253,7 @@ CLAIMS = {
         "overparametrization",
         "Large networks change less than small ones while they learn",
         effects.stated("Figure 3"),
-        effects.by(size),
+        effects.by(larger_keeps_more),
     ),
     "low_reuse": effects.Claim(
         "overparametrization",

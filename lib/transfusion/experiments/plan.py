@@ -73,10 +73,10 @@ def runs(chapter: str, **parameters) -> list[Spec]:
     """The runs, or comparisons of them, that a chapter needs; raises ValueError for bad knobs."""
     if chapter in WITHOUT_RUNS:
         return []
-    return [spec for _, spec in labelled(chapter, checked(parameters))]
+    return [spec for _, spec in labelled(chapter, knobs_from(parameters))]
 
 
-def checked(parameters: dict) -> Knobs:
+def knobs_from(parameters: dict) -> Knobs:
     for name in parameters:
         config.one_of(name, Knobs.__dataclass_fields__, "parameter")
     try:
@@ -177,7 +177,7 @@ def _sizes(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
 def _variants(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
     """The same arms under other conditions: each variant replaces some knobs."""
     for name, changes in knobs.variants.items():
-        for labels, run in _scored(checked(asdict(knobs) | changes)):
+        for labels, run in _scored(knobs_from(asdict(knobs) | changes)):
             yield {"variant": name, **labels}, run
 
 
@@ -313,7 +313,7 @@ CHAPTERS = {
     "weight_scaling": Chapter(_scored, tables.scored_table),
     "transfusion": Chapter(_scored, tables.scored_table),
     "hybrids": Chapter(_scored, tables.scored_table),
-    "efficiency": Chapter(_scored, tables.cost_table),
+    "efficiency": Chapter(_scored, tables.with_costs),
     "robustness": Chapter(_variants, tables.scored_table, ("variants",)),
 }
 # They need no runs, and so no parameters but those of their own file; the front page comes last,

@@ -170,7 +170,7 @@ def performance_table(results: Results) -> xr.Dataset:
     return table.merge(sources.reindex(model=table.model.values))
 
 
-def cost_table(results: Results) -> xr.Dataset:
+def with_costs(results: Results) -> xr.Dataset:
     """With what each network costs: parameters, multiply-adds and kept bytes an image, seconds."""
     table = scored_table(results)
     names, size = [str(m) for m in table.model.values], results[0][1].data.size

@@ -45,7 +45,7 @@ def _by_block(results: xr.Dataset, one: xr.Dataset, measure: str, kinds: Kinds) 
         ends = [m.data["similarity"][m.data["block"] > top - 0.5].mean() for m in layers]
         heights = zip(style.apart(ends, 0.16), layers, colors, strict=True)
         places = [(top + 0.4, h, m.label.replace(", ", ",\n"), color) for h, m, color in heights]
-        layers.append(style.names(places, ["block", "similarity"], "left"))
+        layers.append(style.name_marks(places, ["block", "similarity"], "left"))
     # The same for all models, since one frame of a HoloMap sets the limits of all.
     right = float(results.depth.max()) + (1.6 if few else 0.5)
     axes = dict(xlabel="block", ylabel="similarity", xticks=_block_ticks(one))

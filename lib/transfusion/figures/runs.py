@@ -52,7 +52,7 @@ def _baselines(results: xr.Dataset, heights: tuple[float, float]) -> list[hv.Ele
     ]
     middle = _middle(results)
     names = [
-        style.names(
+        style.name_marks(
             [(value, height, f" {terms.title(str(name))} ", terms.NULL)],
             ["AUC (%)", "row"],
             "left" if value < middle else "right",
@@ -85,7 +85,7 @@ def _named_above(found: pd.Series, heights: tuple[float, float], middle: float) 
     if len(found) != 2:
         return []
     return [
-        style.names(
+        style.name_marks(
             [(value, height, terms.title(init), terms.look(init)[0])],
             ["AUC (%)", "row"],
             "left" if value < middle else "right",
@@ -134,7 +134,7 @@ def _model_curves(results: xr.Dataset, over: str, most: int) -> hv.Overlay:
     if few:
         heights = zip(style.apart(list(ends.values()), 0.06 * reach), ends, strict=True)
         places = [(1.03 * last, h, terms.title(name), terms.look(name)[0]) for h, name in heights]
-        layers.append(style.names(places, ["step", "validation AUC"], "left"))
+        layers.append(style.name_marks(places, ["step", "validation AUC"], "left"))
     ticks = [(step, f"{step:,}") for step in np.linspace(0, last, 5).round().astype(int).tolist()]
     axes = dict(xlabel="training step", ylabel="validation AUC", xticks=ticks)
     limits = dict(xlim=(0, 1.36 * last if few else 1.03 * last), show_legend=not few)

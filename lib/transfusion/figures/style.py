@@ -51,7 +51,9 @@ def setup() -> None:
     hv.opts.defaults(opts.Overlay(show_title=False, **legend, **frame), opts.Curve(line_width=2))
 
 
-def names(places: list[tuple[float, float, str, str]], axes: list[str], align: str) -> hv.Labels:
+def name_marks(
+    places: list[tuple[float, float, str, str]], axes: list[str], align: str
+) -> hv.Labels:
     """Series named beside their marks, each in a darker tone of its colour: x, y, name, colour."""
     found = [(x, y, name, _ink(color)) for x, y, name, color in places]
     words = dict(text_color="ink", text_align=align, text_baseline="middle", text_font_size="10pt")
@@ -97,4 +99,4 @@ def columns(places: pd.Series, values: xr.DataArray, axes: list[str]) -> hv.Labe
         (x, top + line * (1 + rank % 3), terms.title(str(m)), terms.NULL)
         for rank, (m, x) in ordered
     ]
-    return names(rows, axes, "center")
+    return name_marks(rows, axes, "center")

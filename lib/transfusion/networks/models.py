@@ -46,8 +46,8 @@ def names() -> list[str]:
 def build(name: str, *, outputs: int, channels: int = 3, seed: int = 0) -> nn.Module:
     """A freshly initialised network (N, channels, H, W) -> (N, outputs).
 
-    The weights depend on `seed` alone, not on the global generator. The functions `blocks` and `head`
-    tell its parts; the head alone depends on `outputs`.
+    The weights depend on `seed` alone, not on the global generator. Its parts are told by
+    `blocks` and by `head`, which alone depends on `outputs`.
     Raises ValueError for an unknown name.
     """
     if name not in CBRS:

@@ -58,7 +58,7 @@ def book(main: str = "quick") -> Path:
 
 
 def _book(pages: dict[str, tuple[str, str]], main: str) -> Path:
-    chapters([place for place in pages.values() if collected.is_collected(*place)])
+    render_all([place for place in pages.values() if collected.is_collected(*place)])
     site = render.BUILD / "site"
     staged = {path.relative_to(render.BOOK): path.read_bytes() for path in _sources()}
     for page, place in pages.items():
@@ -73,7 +73,7 @@ def _book(pages: dict[str, tuple[str, str]], main: str) -> Path:
     return render.BUILD / "html" / "index.html"
 
 
-def chapters(places: list[tuple[str, str]], jobs: int | None = None) -> None:
+def render_all(places: list[tuple[str, str]], jobs: int | None = None) -> None:
     """Render those of these chapters (study, name) that are not as they should be, one process a
     core; raises RuntimeError for those that fail, after the rest."""
     stale = [place for place in places if not render.is_fresh(*place)]

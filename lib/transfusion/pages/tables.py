@@ -60,7 +60,7 @@ def levels_table(results: xr.Dataset) -> HTML:
         if _of_retinas(results):
             told["paper"] = _printed(printed, model, init)
         rows.append(told)
-    return look(pd.DataFrame(rows).fillna(""), index=False)
+    return styled(pd.DataFrame(rows).fillna(""), index=False)
 
 
 def _of_retinas(results: xr.Dataset) -> bool:
@@ -98,7 +98,7 @@ def effect_table(measure: Callable[[xr.Dataset], contrasts.Effect], results: xr.
             shown.insert(0, "learning rate", f"{rate:g}")
         parts.append(shown)
     parts = [part for part in parts if len(part)]
-    return look(pd.concat(parts), index=False) if parts else HTML(NO_RUN)
+    return styled(pd.concat(parts), index=False) if parts else HTML(NO_RUN)
 
 
 NO_RUN = "<p>No run of this study speaks to it.</p>"
@@ -109,7 +109,7 @@ def difference_table(table: pd.DataFrame, name: str, digits: int = 1) -> HTML:
     of 80 %, and what each row would say by itself."""
     if table.empty:
         return HTML(NO_RUN)
-    return look(_rows(table, name, digits), index=False)
+    return styled(_rows(table, name, digits), index=False)
 
 
 def _rows(table: pd.DataFrame, name: str, digits: int) -> pd.DataFrame:
@@ -125,7 +125,7 @@ def _cells(effect: intervals.Interval, name: str, digits: int) -> dict[str, str]
     detectable = intervals.detectable(effect)
     shown = contrasts.decimals(effect, digits)
     could = f"{detectable:.{shown}f}" if np.isfinite(detectable) else "nothing"
-    return {terms.title(name): contrasts.spread(effect, digits), "could show": could}
+    return {terms.title(name): contrasts.interval_text(effect, digits), "could show": could}
 
 
 def _labels(table: pd.DataFrame) -> pd.DataFrame:
@@ -142,7 +142,7 @@ def _named(label: str | float) -> str:
 
 
 def _spread(row: pd.Series, name: str, digits: int = 1) -> str:
-    return contrasts.spread(contrasts.as_interval(row, name), digits)
+    return contrasts.interval_text(contrasts.as_interval(row, name), digits)
 
 
 def _ends(row: pd.Series, name: str, digits: int) -> str:
@@ -159,7 +159,7 @@ def finding_table(results: xr.Dataset) -> HTML:
     shown["gain, here"] = [_spread(row, "gain") for _, row in table.iterrows()]
     shown["gain, paper"] = [_paper_gain(m, f) for m, f in table.index]
     shown["p, adjusted"] = table["adjusted"].map(verdicts._p).to_numpy()
-    return look(shown, index=False)
+    return styled(shown, index=False)
 
 
 def _paper_gain(model: str, finding: str) -> str:
@@ -180,7 +180,7 @@ def source_table(results: xr.Dataset) -> HTML:
     table["transfer"] = reached.to_series()
     table = table.rename(columns=names | {"transfer": "medical AUC, transfer (%)"})
     table.index = [terms.title(str(m)) for m in table.index]
-    return look(table.map(lambda v: "named weights" if np.isnan(v) else f"{v:.1f}"))
+    return styled(table.map(lambda v: "named weights" if np.isnan(v) else f"{v:.1f}"))
 
 
 def tuning_table(results: xr.Dataset) -> HTML:
@@ -196,7 +196,7 @@ def tuning_table(results: xr.Dataset) -> HTML:
         cells[f"{top:g}"] = f"<b>{cells[f'{top:g}']}</b>"
         told = {"best lies": "at an end" if arm in ends else "inside"}
         rows.append({"model": terms.title(model), "init": terms.title(init)} | cells | told)
-    return look(pd.DataFrame(rows), index=False)
+    return styled(pd.DataFrame(rows), index=False)
 
 
 def cost_table(results: xr.Dataset) -> HTML:
@@ -216,7 +216,7 @@ def cost_table(results: xr.Dataset) -> HTML:
                 "n": reached.n,
             }
         )
-    return look(pd.DataFrame(rows), index=False)
+    return styled(pd.DataFrame(rows), index=False)
 
 
 def gap_table(results: xr.Dataset) -> HTML:
@@ -238,7 +238,7 @@ def gap_table(results: xr.Dataset) -> HTML:
         f"{printed[m, 'random'] - printed[m, 'transfer']:+.3f}" if there else "–"
         for m, there in zip(models, known, strict=True)
     ]
-    return look(shown, index=False)
+    return styled(shown, index=False)
 
 
 def measures_table(results: xr.Dataset) -> HTML:
@@ -252,7 +252,7 @@ def measures_table(results: xr.Dataset) -> HTML:
         return HTML(NO_RUN)
     for name, table in tables.items():
         shown[name] = [_ends(row, "added", 3) for _, row in table.iterrows()]
-    return look(shown, index=False)
+    return styled(shown, index=False)
 
 
 def effects_table(table: pd.DataFrame, name: str, digits: int = 1) -> HTML:
@@ -261,7 +261,7 @@ def effects_table(table: pd.DataFrame, name: str, digits: int = 1) -> HTML:
     ends = shown[[name, "low", "high"]].map(lambda value: f"{value:z.{digits}f}")
     values = [f"{mean} [{low}, {high}]" for mean, low, high in ends.values]
     named = {terms.title(name): values, "n": shown["n"]}
-    return look(_labels(table).assign(**named), index=False)
+    return styled(_labels(table).assign(**named), index=False)
 
 
 def movement_table(table: pd.DataFrame) -> HTML:
@@ -273,7 +273,7 @@ def movement_table(table: pd.DataFrame) -> HTML:
     shown["Gabors before, after (%)"] = [f"{b:.0f}, {a:.0f}" for b, a in shares]
     shown["change"] = [_ends(row, "change", 0) for _, row in table.iterrows()]
     shown["n"] = table["n"].astype(int).to_numpy()
-    return look(shown, index=False)
+    return styled(shown, index=False)
 
 
 def speedup_table(table: pd.DataFrame) -> HTML:
@@ -291,7 +291,7 @@ def speedup_table(table: pd.DataFrame) -> HTML:
         if any(known):
             shown["paper"] = [f"{printed[key]:g}" if key else "–" for key in known]
     shown["verdict"] = [verdicts.badge(v) for v in table["verdict"]]
-    return look(shown, index=False)
+    return styled(shown, index=False)
 
 
 def _ratio(row: pd.Series) -> str:
@@ -303,7 +303,7 @@ def _ratio(row: pd.Series) -> str:
     return f"{row['speed-up']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
 
 
-def look(frame: pd.DataFrame, *, index: bool = True) -> HTML:
+def styled(frame: pd.DataFrame, *, index: bool = True) -> HTML:
     """A table, styled by the book; where it is wider than a phone, keys can scroll it too."""
     table = verdicts.unbroken(frame.to_html(border=0, index=index, escape=False))
     return HTML(f'<div class="table-wrap" tabindex="0">{table}</div>')
@@ -362,7 +362,7 @@ def footer(results: xr.Dataset, chapter: str) -> HTML:
         f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items()
     )
     columns = [c for c in COLUMNS if c in runs]
-    table = look(runs[columns].round({"seconds": 1}), index=False).data
+    table = styled(runs[columns].round({"seconds": 1}), index=False).data
     return HTML(
         f'<p class="again">Run it again: <code>transfusion run {study} --chapter {chapter}</code>, '
         f"{spent} where these numbers were made.</p>"

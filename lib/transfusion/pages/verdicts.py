@@ -182,7 +182,7 @@ def _count(verdicts: list[str], verdict: str) -> str:
     return f"{count} {be}{verdict if count == 1 else PLURAL.get(verdict, verdict)}"
 
 
-def reached(columns: Iterable[str]) -> dict[str, str]:
+def how_good(columns: Iterable[str]) -> dict[str, str]:
     """How good each study's networks are, in a sentence for prose: `cells_reached`."""
     return {f"{study}_reached": _reached(study) for study in columns}
 

@@ -51,7 +51,7 @@ def _compare(spec: config.Comparison) -> xr.Dataset:
         raise ValueError("a comparison needs runs of one model on one data set")
     images = tasks.load(spec.data)
     test = tasks.split_of(images, "test").isel(image=slice(spec.images))
-    nets, names = _networks(spec, spread(tasks.split_of(images, "train"), CALIBRATION))
+    nets, names = _networks(spec, evenly(tasks.split_of(images, "train"), CALIBRATION))
     trained = [i for i, name in enumerate(names) if name.endswith(":final")]
     how: dict = {"positions": spec.positions, "neurons": spec.neurons, "seed": spec.seed}
     found = activations.moments(nets, test, across=trained[:2], checkpoint=_checkpoint(spec), **how)
@@ -85,7 +85,7 @@ def _networks(
     return nets, names
 
 
-def spread(images: xr.Dataset, count: int) -> xr.Dataset:
+def evenly(images: xr.Dataset, count: int) -> xr.Dataset:
     """At most `count` images, evenly from all: a table may be sorted by what it shows."""
     last = len(images.image) - 1
     return images.isel(image=np.linspace(0, last, min(count, last + 1)).round().astype(int))

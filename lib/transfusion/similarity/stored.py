@@ -128,7 +128,7 @@ def read_activations(path: Path) -> xr.DataTree:
 
     Raises FileNotFoundError; a lost chunk reads as nan, a cut one raises ValueError.
     """
-    store.restore(path)
+    store.recover(path)
     if not path.exists():
         raise FileNotFoundError(f"no activations at {path}")
     tree = xr.open_datatree(path, engine="zarr", consolidated=False, chunks=None)

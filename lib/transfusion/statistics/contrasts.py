@@ -123,7 +123,7 @@ def contrast(effect: Effect) -> intervals.Interval | None:
     return combined(mean(rows)) if rows else None
 
 
-def decide(effect: Effect) -> intervals.Decision:
+def decision(effect: Effect) -> intervals.Decision:
     found = contrast(effect)
     return NOT_TESTABLE if found is None else effect.decide(found)
 
@@ -139,7 +139,7 @@ def table(effect: Effect) -> pd.DataFrame:
     return found.assign(verdict=[d.verdict for d in said], p=[d.p for d in said])
 
 
-def tally(effect: Effect) -> tuple[int, int, int]:
+def count_rows(effect: Effect) -> tuple[int, int, int]:
     """How many rows hold by themselves, how many differ, and how many there are."""
     verdicts = list(table(effect)["verdict"])
     return verdicts.count("holds"), verdicts.count("differs"), len(verdicts)
@@ -265,7 +265,7 @@ def decimals(effect: intervals.Interval, digits: int) -> int:
     return digits + (effect.high - effect.low < 10.0 ** (1 - digits))
 
 
-def spread(effect: intervals.Interval, digits: int = 1, unit: str = "") -> str:
+def interval_text(effect: intervals.Interval, digits: int = 1, unit: str = "") -> str:
     """`+0.4 points [-0.1, 0.9] (n = 5, 140 patients)`: a number never travels alone."""
     # `z`: what rounds to nought is +0.0, never -0.0.
     digits = decimals(effect, digits)

@@ -54,7 +54,7 @@ def _above(results: xr.Dataset, one: xr.Dataset) -> dict:
 
 def level(one: xr.Dataset) -> intervals.Interval:
     """AUC of an arm in percent, its interval on the scale of log odds."""
-    found = intervals.level(*contrasts.summed([(1.0, one)]))
+    found = intervals.auc_interval(*contrasts.summed([(1.0, one)]))
     ends = {name: 100 * getattr(found, name) for name in ("mean", "low", "high", "sd")}
     return found._replace(**ends)
 

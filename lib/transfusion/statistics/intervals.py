@@ -149,7 +149,7 @@ def _effective(influence: np.ndarray, patients: np.ndarray) -> float:
     return float(np.clip(same, 1, (patients - 1).sum()))
 
 
-def level(
+def auc_interval(
     values: np.ndarray, influence: np.ndarray | None = None, patients: np.ndarray | None = None
 ) -> Interval:
     """`over_folds` of an AUC itself, its interval taken on the scale of log odds: near 1 an AUC

@@ -5,5 +5,7 @@
 """
 
 from transfusion.studies.collected import collect, results
+from transfusion.studies.grouping import compute, groups
+from transfusion.studies.params import knobs as parameters
 
-__all__ = ["collect", "results"]
+__all__ = ["collect", "compute", "groups", "parameters", "results"]

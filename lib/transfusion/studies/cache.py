@@ -25,7 +25,7 @@ def ls() -> pd.DataFrame:
             "model": fields.get("model", ""),
             "init": fields.get("init", {}).get("name", ""),
             "state": store.state(folder.name),
-            "MB": store.size(folder.name) / 1e6,
+            "MB": store.disk_size(folder.name) / 1e6,
             "hours": store.seconds(folder.name) / 3600,
             "needed by": ", ".join(needed.get(folder.name, [])),
         }
@@ -91,6 +91,6 @@ def prune(keys: list[str]) -> int:
     freed = 0
     for key in keys:
         if store.state(key) != "running":
-            freed += store.size(key)
+            freed += store.disk_size(key)
             store.discard(store.run_folder(key))
     return freed

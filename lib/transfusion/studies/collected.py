@@ -32,7 +32,7 @@ def collect(chapter: str, notebook: Mapping[str, Any] | None = None, **parameter
     kept for as long as these are the same. Dimensions are those of data_cache/README.md; attrs
     carry every run's key, status, device, commit and seconds.
     """
-    knobs = plan.checked(_asked(chapter, notebook) | parameters)
+    knobs = plan.knobs_from(_asked(chapter, notebook) | parameters)
     labelled = plan.labelled(chapter, knobs)
     study, specs = knobs.study, [spec for _, spec in labelled]
     if not all_recorded(study, specs):
@@ -69,7 +69,7 @@ def _asked(chapter: str, notebook: Mapping[str, Any] | None) -> dict:
     own, study = plan.declared(notebook), notebook["study"]
     plan.require_own(chapter, own)
     known = study in params.studies() and chapter in params.chapters(study)
-    return params.parameters(study, chapter) | own if known else own
+    return params.knobs(study, chapter) | own if known else own
 
 
 @cache
@@ -152,5 +152,5 @@ def results(study: str, chapter: str) -> xr.Dataset:
     """
     known = study in params.studies() and chapter in params.chapters(study)
     if known and is_collected(study, chapter):
-        return collect(chapter, **params.parameters(study, chapter))
+        return collect(chapter, **params.knobs(study, chapter))
     return store.open(study, chapter)

@@ -18,7 +18,6 @@ from transfusion.studies import collected, params, schedule
 # processors do less), and an H200 with ten trainings at once, of CBR networks and ResNet-50 at 48
 # and 64 px, which did 5.2e15 in 137 s.
 CORE, GPU = 2e11, 3.8e13
-
 LONG = 2e8  # pixels that a training sees: ten minutes of a core for ResNet-50, one for CBR-Tiny
 
 
@@ -29,7 +28,7 @@ params._Yaml.add_implicit_resolver(
 )
 
 
-def fingerprint(study: str, chapter: str) -> str:
+def chapter_fingerprint(study: str, chapter: str) -> str:
     """What a page of a chapter's results depends on; `none` where it has none."""
     known = study in params.studies() and chapter in params.chapters(study)
     return collected.fingerprint(study, chapter, params.specs(study, chapter) if known else [])

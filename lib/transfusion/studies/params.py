@@ -44,7 +44,7 @@ def files(study: str, chapter: str) -> list[Path]:
     return [*common, folder / f"{chapter}.yml"]
 
 
-def parameters(study: str, chapter: str) -> dict:
+def knobs(study: str, chapter: str) -> dict:
     """What the parameter files of a chapter say; raises ValueError as `files` does."""
     values: dict = {}
     for path in files(study, chapter):
@@ -77,4 +77,4 @@ def chapters(study: str) -> list[str]:
 
 def specs(study: str, chapter: str) -> list[Spec]:
     """The runs, or comparisons of them, that a chapter of a study shows."""
-    return plan.runs(chapter, **parameters(study, chapter))
+    return plan.runs(chapter, **knobs(study, chapter))

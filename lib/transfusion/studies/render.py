@@ -55,11 +55,11 @@ def chapter(study: str, name: str) -> None:
 
 def checked_parameters(study: str, chapter: str) -> dict:
     """The parameters of a chapter; raises ValueError for those that it does not take."""
-    found = params.parameters(study, chapter)
+    found = params.knobs(study, chapter)
     if chapter not in plan.CHAPTERS:
-        return checked(BOOK / f"{chapter}.ipynb", found)
+        return require_declared(BOOK / f"{chapter}.ipynb", found)
     plan.require_own(chapter, found)
-    plan.checked(found)
+    plan.knobs_from(found)
     return found
 
 
@@ -82,13 +82,13 @@ def _stamp(study: str, chapter: str, parameters: dict) -> str:
     shown = [(study, chapter)]
     if "studies" in parameters:  # a page that tells of all that they have collected
         shown = [(s, c) for s in parameters["studies"] for c in plan.CHAPTERS]
-    results = [grouping.fingerprint(*place) for place in shown]
+    results = [grouping.chapter_fingerprint(*place) for place in shown]
     results.append(records.digest(study))  # verdicts are corrected for what other chapters say
     told = json.dumps([parameters, results, store.code()], sort_keys=True)
     return hashlib.sha256(told.encode() + (BOOK / f"{chapter}.ipynb").read_bytes()).hexdigest()
 
 
-def checked(notebook: Path, parameters: dict) -> dict:
+def require_declared(notebook: Path, parameters: dict) -> dict:
     """The parameters, if the notebook declares each with that type; papermill would only warn.
 
     Raises ValueError naming the parameter, what came, and what is possible.
@@ -111,7 +111,7 @@ def render(notebook: Path, parameters: dict, target: Path) -> None:
 
     Raises papermill.PapermillExecutionError with the cell's own traceback.
     """
-    checked(notebook, parameters)
+    require_declared(notebook, parameters)
     with store.atomic(target) as temporary:
         executed = papermill.execute_notebook(
             str(notebook),

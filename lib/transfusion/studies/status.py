@@ -17,7 +17,7 @@ def could_show(study: str) -> pd.DataFrame:
     """
     try:
         pilots = tuning.at_best_rates(collected.results(study, "tuning"))
-        knobs = params.parameters(study, "performance")
+        knobs = params.knobs(study, "performance")
     except (FileNotFoundError, ValueError):
         return pd.DataFrame()
     margin, rows = accuracy.margin(pilots, pilots.model.values), {}
@@ -64,7 +64,7 @@ def _state(study: str, asked: list[Spec]) -> dict[str, float]:
     )
     return {
         **counts,
-        "MB": sum(store.size(key) for key in states) / 1e6,
+        "MB": sum(store.disk_size(key) for key in states) / 1e6,
         "hours": seconds / 3600,
         "to come": sum(map(schedule.cost, _to_come(study, asked))) / grouping.CORE / 3600,
     }

@@ -48,7 +48,7 @@ def group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def size() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -65,7 +65,7 @@ def wait() -> None:
 
 def share(batch: Tensor) -> Tensor:
     """This process's part of a batch, (N, ...): whole rows, parts as equal as can be."""
-    return batch.tensor_split(size())[dist.get_rank()] if dist.is_initialized() else batch
+    return batch.tensor_split(world_size())[dist.get_rank()] if dist.is_initialized() else batch
 
 
 def weighted(loss: Tensor, labels: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def weighted(loss: Tensor, labels: Tensor) -> Tensor:
     if not dist.is_initialized():
         return loss
     known = (labels >= 0).sum().to(loss.dtype)
-    return loss * known * size() / total(known.clone())
+    return loss * known * world_size() / total(known.clone())
 
 
 def total(value: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     if not dist.is_initialized():
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = total(torch.cat([gradient.flatten() for gradient in gradients])) / size()
+    flat = total(torch.cat([gradient.flatten() for gradient in gradients])) / world_size()
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
 
@@ -100,7 +100,7 @@ def gather(part: Tensor) -> Tensor:
     """The parts of all processes, one after the other."""
     if not dist.is_initialized():
         return part
-    parts: list[Tensor] = [part] * size()
+    parts: list[Tensor] = [part] * world_size()
     dist.all_gather_object(parts, part.cpu())
     return torch.cat([each.to(part.device) for each in parts])
 
@@ -144,6 +144,6 @@ class GlobalBatchNorm(nn.BatchNorm2d):
 def over_whole_batches(net: nn.Module) -> nn.Module:
     """The network, its batch norm that of whole batches where there are several processes."""
     for module in net.modules():
-        if size() > 1 and type(module) is nn.BatchNorm2d:
+        if world_size() > 1 and type(module) is nn.BatchNorm2d:
             module.__class__ = GlobalBatchNorm
     return net

@@ -153,7 +153,7 @@ def _fit(
     tell: loop.Tell | None,
 ) -> xr.Dataset:
     images = tasks.load(run.data) if images is None else images
-    net, adam = loop.prepare(network(run, trained=False), run.optim)
+    net, adam = loop.for_training(network(run, trained=False), run.optim)
     before = _first_filters(net)
     progress = loop.resume(run, precision, net, adam)
     facts = {"device": loop.device_name(), "precision": precision, **task(images)}
@@ -177,17 +177,17 @@ def _tested(net: nn.Module, images: xr.Dataset, precision: str) -> xr.Dataset:
     read."""
 
     def said(split: str) -> np.ndarray:
-        found = loop.logits(net, tasks.split_of(images, split), precision)
+        found = loop.predict(net, tasks.split_of(images, split), precision)
         return metrics.logits(found.numpy(), images.attrs["task"])
 
-    found = answers(images, said)
+    found = split_logits(images, said)
     if images.attrs["outputs"] <= SCORED:
         return found
     scored = metrics.scored(found)
     return scored[[name for name in scored if not scored[name].dims]]
 
 
-def answers(images: xr.Dataset, said: Callable[[str], np.ndarray]) -> xr.Dataset:
+def split_logits(images: xr.Dataset, said: Callable[[str], np.ndarray]) -> xr.Dataset:
     """What is `said` of a split, as `metrics.logits`, with its targets and patients. These are
     numbered in the order in which they appear: no name of theirs is kept."""
     found: dict = {}

@@ -31,7 +31,7 @@ def faster(
     `rows` are a batch to try it on, and `state` all tensors that a step changes: they are as they
     were when this returns. What cannot be captured (a shape that hangs on values) stays as it is.
     """
-    if not rows.is_cuda or devices.size() > 1:
+    if not rows.is_cuda or devices.world_size() > 1:
         return step, {"stepped": "eager"}
     before = [tensor.clone() for tensor in state()]
     try:

@@ -64,7 +64,7 @@ def seeds(run: config.Run) -> dict[str, int]:
     return {n: int(c.generate_state(1)[0]) for n, c in zip(names, children, strict=True)}
 
 
-def prepare(net: nn.Module, optim: config.Optim) -> tuple[nn.Module, torch.optim.Optimizer]:
+def for_training(net: nn.Module, optim: config.Optim) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A network where and how it trains fastest, and its optimizer; what is frozen has none."""
     net = devices.over_whole_batches(net.to(device()).to(memory_format=torch.channels_last))
     flat = [_flat(parameter) for parameter in net.parameters() if parameter.requires_grad]
@@ -177,11 +177,11 @@ def _evaluate(
     progress: Progress,
 ) -> None:
     """Add a point to the curve; raises NotFinite."""
-    loss = float(devices.total(losses.mean())) / devices.size()
+    loss = float(devices.total(losses.mean())) / devices.world_size()
     if not math.isfinite(loss):
         lr = learning_rate(run.optim, progress.step - 1)
         raise NotFinite(f"loss {loss} by step {progress.step} at learning rate {lr:.3g}")
-    reached, error = auc(valid, scores(net, valid, precision))
+    reached, error = auc_with_error(valid, scores(net, valid, precision))
     point = {"step": progress.step, "auc": reached, "auc_se": error, "loss": loss}
     progress.curve.append(point)
     log.info(
@@ -201,12 +201,12 @@ def state_copy(net: nn.Module) -> dict[str, Tensor]:
 
 def scores(net: nn.Module, images: xr.Dataset, precision: str) -> np.ndarray:
     """Probabilities (image, output), in evaluation mode; the network's mode is put back."""
-    found = logits(net, images, precision)
+    found = predict(net, images, precision)
     multi = images.attrs["task"] == "findings"
     return (found.double().sigmoid() if multi else found.double().softmax(1)).numpy()
 
 
-def logits(net: nn.Module, images: xr.Dataset, precision: str) -> Tensor:
+def predict(net: nn.Module, images: xr.Dataset, precision: str) -> Tensor:
     """What the network says of images, (image, output) float32 on the CPU; as `scores`."""
     was_training = net.training
     net.eval()
@@ -302,7 +302,7 @@ def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"] = lr
 
 
-def auc(images: xr.Dataset, probabilities: np.ndarray) -> tuple[float, float]:
+def auc_with_error(images: xr.Dataset, probabilities: np.ndarray) -> tuple[float, float]:
     """AUC and its standard error, images of a patient being a cluster."""
     given = images["target"].values, probabilities, images.attrs.get("positive_from")
     asked, said = metrics.binary(*given)

@@ -22,7 +22,7 @@ class Images(NamedTuple):
     patient: np.ndarray
 
 
-def collect(n, size, seed, case, patient):
+def draw_all(n, size, seed, case, patient):
     if n < 1:
         raise ValueError(f"n: expected at least 1 image, got {n}")
     if not SIZES[0] <= size <= SIZES[1]:
@@ -100,7 +100,7 @@ def stamp(size, x, y, radius, strength=1.0, soft=0.0, line=False):
 
 
 @lru_cache
-def spread(cells, size):
+def enlarge(cells, size):
     """Weights (size, cells) that spread a coarse row of values smoothly over the pixels."""
     offset = (grid(size)[1] + 1) / 2 * (cells - 1) - np.arange(cells)
     weight = np.exp(-1.5 * offset**2)
@@ -110,7 +110,7 @@ def spread(cells, size):
 def cloud(rng, size, octaves=(4, 8, 16, 32)):
     """Smooth noise (size, size) of about unit variance whose amplitude falls as 1/frequency."""
     coarse = [rng.normal(size=(cells, cells)) * octaves[0] / cells for cells in octaves]
-    return 1.5 * sum(spread(len(c), size) @ c @ spread(len(c), size).T for c in coarse)
+    return 1.5 * sum(enlarge(len(c), size) @ c @ enlarge(len(c), size).T for c in coarse)
 
 
 def grow(rng, x, y, heading, curl, length, wander, steps):

@@ -18,7 +18,7 @@ def cxr(n: int, size: int, seed: int) -> canvas.Images:
     Anatomy and `FINDINGS` are invented. Findings go together (`COMMON`), each with its
     `PREVALENCE` before `READER_NOISE` of the labels are turned round.
     """
-    return canvas.collect(n, size, seed, _cxr_case, _film_patient(np.arange(n)))
+    return canvas.draw_all(n, size, seed, _cxr_case, _film_patient(np.arange(n)))
 
 
 def _film_patient(i):

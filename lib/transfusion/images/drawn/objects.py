@@ -15,7 +15,7 @@ def objects(n: int, size: int, seed: int) -> canvas.Images:
     Nothing real is shown: occlusion and power-law sizes give the edges and the spectrum of natural
     images, and colour says nothing about the class.
     """
-    return canvas.collect(n, size, seed, _objects_case, np.arange(n))
+    return canvas.draw_all(n, size, seed, _objects_case, np.arange(n))
 
 
 # Objects

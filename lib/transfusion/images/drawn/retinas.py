@@ -35,7 +35,7 @@ def fundus(n: int, size: int, seed: int) -> canvas.Images:
     the grading scale (`SIGNS`); `GRADER_NOISE` of the labels are one grade off; `CONFOUNDERS`,
     focus, exposure and pigmentation vary in every grade alike.
     """
-    return canvas.collect(n, size, seed, _fundus_case, np.arange(n) // 2)
+    return canvas.draw_all(n, size, seed, _fundus_case, np.arange(n) // 2)
 
 
 # Fundus
