@@ -157,7 +157,7 @@ def test_minutes_that_are_none(packed, tmp_path, minutes):
 
 
 def test_a_box_of_other_code(packed, tmp_path):
-    module = packed / "transfusion" / "metrics.py"
+    module = packed / "transfusion" / "statistics" / "metrics.py"
     module.write_text(module.read_text() + "\n# another line\n")
     ended = called(packed, tmp_path / "back")
     said = ended.communicate()[1]

@@ -404,7 +404,7 @@ def test_a_plan_counts_each_run_once_with_its_source(cache, study):
     assert planned["core-hours"]["all"] == pytest.approx(seconds / 3600)
     twice = status.plan("made_up", core=grouping.CORE / 2, gpu=grouping.GPU / 2)
     for column in ("core-hours", "GPU-hours", "of these missing"):
-        assert twice[column]["all"] == pytest.approx(2 * plan[column]["all"])
+        assert twice[column]["all"] == pytest.approx(2 * planned[column]["all"])
 
 
 def test_what_is_missing_of_a_plan_falls_to_nothing(cache, study):

@@ -96,22 +96,22 @@ INVARIANT = ("cca", "r2_cca")  # to invertible linear maps, and so measured on a
 
 
 def replicates(
-    of: sums.Sums,
+    total: sums.Sums,
     names: list[str],
     pairs: Sequence[tuple[int, int]],
     whole: sums.View | None = None,
     **options: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sizes of the blocks, and (all and each block left out, measure, pair, value and null)."""
-    full = np.flatnonzero(of.images)
+    full = np.flatnonzero(total.images)
     left_out = full.tolist() if len(full) > 1 else []
     shape = (1 + len(left_out), len(names), len(pairs), 2)
     values = np.full(shape, np.nan)
     for r, without in enumerate([None, *left_out]):
-        view = whole if whole and without is None else of.view(without)
+        view = whole if whole and without is None else total.view(without)
         for m, measure in enumerate(names):
             for p, (a, b) in enumerate(pairs):
                 values[r, m, p, 0] = MEASURES[measure](view, a, b, False, **options)
-                if of.null and a != b:
+                if total.null and a != b:
                     values[r, m, p, 1] = MEASURES[measure](view, a, b, True, **options)
-    return of.images[left_out], values
+    return total.images[left_out], values
