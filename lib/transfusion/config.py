@@ -75,7 +75,9 @@ class Data:
     """
 
     name: str
-    size: Annotated[int, Field(ge=16, le=1024)]  # pixels, square
+    # Pixels, square: below 16 nothing is left after five poolings, and these networks were made for
+    # images far below 1,024.
+    size: Annotated[int, Field(ge=16, le=1024)]
     train: Count | None = None
     valid: Count | None = None
     test: Count | None = None
@@ -112,10 +114,12 @@ class Optim:
 
     steps: Count
     batch: Count = 32
-    lr: Positive = 0.001
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0001
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the steps
-    evaluations: Count = 20  # evenly spaced points of the learning curve
+    lr: Positive = 0.001  # Adam's own default; a study tunes it
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0001  # as ResNets were trained (He et al. 2016)
+    # Share of the steps. Adam's first steps are as long as its rate, whatever the gradient, and
+    # would undo some of what is pretrained; other lengths of the warm-up were not tried.
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    evaluations: Count = 20  # evenly spaced points of the curve: steps are read to a twentieth
     evaluate_at: tuple[Count, ...] = ()  # steps that are points of it beside these
     augmentation: Augmentation = "mirror"
     precision: Precision = "float32"
@@ -150,6 +154,8 @@ class Comparison:
     """Similarity between all networks of `runs`, each before and after training."""
 
     runs: tuple[Run, ...]
+    # 1,000 images times 16 positions for 64 neurons are 250 datapoints a neuron, five times what
+    # `second_moments.ENOUGH` asks for.
     images: Count = 1000  # of the test split
     positions: Count = 16  # random positions an image, the same in every network
     neurons: Neurons = 64  # random channels a layer, or which share: widths differ

@@ -24,7 +24,9 @@ from safetensors.numpy import load_file, save_file
 from transfusion import config, records, store
 from transfusion.images import tasks
 
-PIECE = 8_000_000  # bytes of weights a record; a tensor that is larger has one of its own
+# Bytes of weights a record, so that files of `outbox.LARGEST` fill well; a larger tensor has one of
+# its own.
+PIECE = 8_000_000
 
 
 class Entry(NamedTuple):

@@ -17,7 +17,7 @@ from transfusion.studies.schedule import Task
 
 GAIN = 1.2  # by how much twice as many must be faster together, or they stay as many as they are
 SETTLE = 6.0  # seconds that they are watched for: a dozen steps and more, after a graph is captured
-SMALLEST = 32  # images scored at once, below which memory is given up on
+SMALLEST = 32  # images scored at once, below which memory is given up on: a step holds as many
 # A run is begun if it would end in time at so much more than the last of its kind took: runs of a
 # kind differ by a few per cent, and by more where others begin beside them.
 SPARE = 1.1

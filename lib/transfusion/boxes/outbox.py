@@ -13,7 +13,8 @@ import xarray as xr
 
 from transfusion import records, store
 
-PARTS, LARGEST = 3, 15_500_000  # bytes of arrays and headers before compression
+# Bytes of arrays and headers before compression: below the 16 MB a file that come back.
+PARTS, LARGEST = 3, 15_500_000
 Encoded = tuple[dict[str, Any], bytes]
 
 

@@ -24,7 +24,7 @@ from transfusion.training import fit, loop
 # Strengths of the penalty, as scikit-learn's C, among which validation images choose: from one
 # that leaves thousands of standardised features next to nothing to say to one that hardly acts.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-THUMBNAIL = 8  # pixels, square
+THUMBNAIL = 8  # pixels, square: where light and dark lie, and no texture
 
 
 def compute(spec: config.Baseline) -> xr.Dataset:

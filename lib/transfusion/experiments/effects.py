@@ -20,7 +20,7 @@ def stated(where: str) -> Callable[[], str]:
 
 
 UNDECIDED = intervals.Decision("inconclusive", 1.0)
-LARGE = "resnet50"
+LARGE = "resnet50"  # the paper's large network that every study has
 NOT_SMALL = (LARGE, "inception_v3", config.SLIM)
 
 

@@ -14,7 +14,7 @@ from holoviews import opts
 
 from transfusion import terms
 
-FEW = 3  # series at most are named beside their marks, more in a legend
+FEW = 3  # series at most are named beside their marks, more in a legend: names need room
 # The ground is the page's, light or dark, and a page may filter what is drawn on it.
 LOOK = Theme(
     json={

@@ -40,7 +40,7 @@ def prepare(name: str, *, size: int, n: int | None = None, seed: int = 0, **opti
     return store.read_zarr(tasks.prepared_path(ingest(name, size=size, **options), size))
 
 
-STRETCH = 64  # images a thread takes at a time
+STRETCH = 64  # images a thread takes at a time: few, so that all threads end together
 TOO_DEEP = "more than 8 bits a channel"
 
 

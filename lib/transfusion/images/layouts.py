@@ -27,7 +27,8 @@ UNCERTAIN = {"zeros": 0, "ones": 1, "ignore": -1}
 RATED = {"retinamnist": {"outputs": 5, "positive_from": 2}}  # grades among the MedMNIST sets
 PHOTOGRAPHS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPELT = {"val": "valid", "validation": "valid"}
-# Where each split ends, as a share of the patients in random order.
+# Where each split ends, as a share of the patients in random order: twice as many test as validate,
+# for the test's error is what is reported.
 ENDS = {"train": 0.7, "valid": 0.8, "test": 1.0}
 PATIENTLESS = {"patients": "not given: every image counts as one"}
 

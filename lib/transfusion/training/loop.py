@@ -27,7 +27,9 @@ from transfusion.networks import models
 from transfusion.statistics import metrics
 from transfusion.training import devices, graphs
 
-# Images that are scored at once; a worker that ran out of memory starts again with fewer.
+# Images that are scored at once. Between 32 and 1,024 the speed differs by less than 20 % (CBR-Tiny
+# and ResNet-50, 64 px); at 224 px the largest map of 256 takes 0.8 GB in ResNet-50. A worker that
+# ran out of memory starts again with fewer.
 EVALUATION_BATCH = int(os.environ.get("TRANSFUSION_EVALUATION_BATCH", 256))
 SHIFT = 1 / 8  # of an image's side: the four of 32 pixels that are usual with small images
 Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and target
