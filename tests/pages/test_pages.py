@@ -173,7 +173,7 @@ def test_a_box_decides_by_the_p_of_all_claims(cache, monkeypatch):
     asked = sum(c.chapter in ("performance", *MANY) and not c.exploratory
                 for c in claims.CLAIMS.values())  # fmt: skip
     assert pages.badge("inconclusive") in text and "by itself holds" in text
-    assert f"p&nbsp;{verdicts._p(min(1, asked * by_itself.p))} for all claims" in text
+    assert f"p&nbsp;{verdicts.p_words(min(1, asked * by_itself.p))} for all claims" in text
 
 
 MANY = ("small_data", "representations", "overparametrization", "first_layer", "weight_scaling",

@@ -6,8 +6,8 @@ from functools import cache
 
 import numpy as np
 
-# Of the Gabors that a filter is compared with. Of 400 others, drawn at random, the worst fits by 0.62
-# (7 px; chance 0.37) or 0.80 (5 px; 0.61), and half by 0.94 and more.
+# Of the Gabors that a filter is compared with. Of 400 others, drawn at random, the worst fits by
+# 0.62 (7 px; chance 0.37) or 0.80 (5 px; 0.61), and half by 0.94 and more.
 ANGLES, WAVELENGTHS, WIDTHS, PLACES = 12, 6, 4, 3
 NOISE = 2000  # filters of white noise that set the level of chance: 20 of them lie above it
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import numpy as np
@@ -18,8 +18,6 @@ from transfusion.experiments.tables import knobs_of
 from transfusion.figures import representations
 from transfusion.pages import verdicts
 from transfusion.statistics import contrasts, gate, intervals
-
-# --- words and tables ------------------------------------------------------------------------
 
 
 def counted(verdicts: list[str], names: Iterable[str] = ()) -> str:
@@ -102,14 +100,26 @@ def effect_table(measure: Callable[[xr.Dataset], contrasts.Effect], results: xr.
 
 
 NO_RUN = "<p>No run of this study speaks to it.</p>"
+Tell = Callable[[pd.Series], object]  # of a row, what stands in one column
 
 
-def difference_table(table: pd.DataFrame, name: str, digits: int = 1) -> HTML:
+def table(frame: pd.DataFrame, columns: Mapping[str, Tell]) -> HTML:
+    """A row of a page's table for each of the frame's: its labels in words, and what each column
+    tells of it."""
+    if frame.empty:
+        return HTML(NO_RUN)
+    shown = _labels(frame)
+    for name, tell in columns.items():
+        shown[name] = [tell(row) for _, row in frame.iterrows()]
+    return styled(shown, index=False)
+
+
+def difference_table(frame: pd.DataFrame, name: str, digits: int = 1) -> HTML:
     """Any table of effects: interval, n, the smallest effect that it could have shown with a power
     of 80 %, and what each row would say by itself."""
-    if table.empty:
+    if frame.empty:
         return HTML(NO_RUN)
-    return styled(_rows(table, name, digits), index=False)
+    return styled(_rows(frame, name, digits), index=False)
 
 
 def _rows(table: pd.DataFrame, name: str, digits: int) -> pd.DataFrame:
@@ -152,14 +162,15 @@ def _ends(row: pd.Series, name: str, digits: int) -> str:
 
 def finding_table(results: xr.Dataset) -> HTML:
     """Gain of each finding by model, with p for their number; the paper's where confirmed."""
-    table = accuracy.finding_gains(results)
-    if table.empty:
+    gains = accuracy.finding_gains(results)
+    if gains.empty:
         return HTML("<p>This study's task has one question, not several findings.</p>")
-    shown = _labels(table)
-    shown["gain, here"] = [_spread(row, "gain") for _, row in table.iterrows()]
-    shown["gain, paper"] = [_paper_gain(m, f) for m, f in table.index]
-    shown["p, adjusted"] = table["adjusted"].map(verdicts._p).to_numpy()
-    return styled(shown, index=False)
+    columns: dict[str, Tell] = {
+        "gain, here": lambda row: _spread(row, "gain"),
+        "gain, paper": lambda row: _paper_gain(*row.name),
+        "p, adjusted": lambda row: verdicts.p_words(row["adjusted"]),
+    }
+    return table(gains, columns)
 
 
 def _paper_gain(model: str, finding: str) -> str:
@@ -222,23 +233,23 @@ def cost_table(results: xr.Dataset) -> HTML:
 def gap_table(results: xr.Dataset) -> HTML:
     """Mean CCA above chance by model, before and after training and what training adds, beside the
     gap of the paper's Figure 2."""
-    table = contrasts.by_rate(features.gaps, results)
-    if table.empty:
-        return HTML(NO_RUN)
+    gaps = contrasts.by_rate(features.gaps, results)
+    columns: dict[str, Tell] = {
+        "random, random": lambda row: f"{row['random, random']:.3f}",
+        "random, transfer": lambda row: f"{row['random, transfer']:.3f}",
+        "gap before": lambda row: f"{row['before']:.3f}",
+        "gap after": lambda row: f"{row['after']:.3f}",
+        "added": lambda row: _spread(row, "added", 3),
+        "gap, paper": lambda row: _paper_gap(_arm(gaps, row.name)[0]),
+    }
+    return table(gaps, columns)
+
+
+def _paper_gap(model: str) -> str:
     printed = paper.numbers("Figure 2", "cca")["value"]
-    shown = _labels(table)
-    columns = ["random, random", "random, transfer", "before", "after"]
-    names = dict(zip(columns, [*columns[:2], "gap before", "gap after"], strict=True))
-    for column, name in names.items():
-        shown[name] = [f"{value:.3f}" for value in table[column]]
-    shown["added"] = [_spread(row, "added", 3) for _, row in table.iterrows()]
-    models = table.index.get_level_values("model")
-    known = [(model, "random") in printed.index for model in models]
-    shown["gap, paper"] = [
-        f"{printed[m, 'random'] - printed[m, 'transfer']:+.3f}" if there else "–"
-        for m, there in zip(models, known, strict=True)
-    ]
-    return styled(shown, index=False)
+    if (model, "random") not in printed.index:
+        return "–"
+    return f"{printed[model, 'random'] - printed[model, 'transfer']:+.3f}"
 
 
 def measures_table(results: xr.Dataset) -> HTML:
@@ -255,43 +266,56 @@ def measures_table(results: xr.Dataset) -> HTML:
     return styled(shown, index=False)
 
 
-def effects_table(table: pd.DataFrame, name: str, digits: int = 1) -> HTML:
+def effects_table(frame: pd.DataFrame, name: str, digits: int = 1) -> HTML:
     """A measured value with interval and n, one row a combination of labels."""
-    shown = table.reset_index()
-    ends = shown[[name, "low", "high"]].map(lambda value: f"{value:z.{digits}f}")
-    values = [f"{mean} [{low}, {high}]" for mean, low, high in ends.values]
-    named = {terms.title(name): values, "n": shown["n"]}
-    return styled(_labels(table).assign(**named), index=False)
+
+    def value(row: pd.Series) -> str:
+        mean, low, high = (f"{row[end]:z.{digits}f}" for end in (name, "low", "high"))
+        return f"{mean} [{low}, {high}]"
+
+    return table(frame, {terms.title(name): value, "n": _n})
 
 
-def movement_table(table: pd.DataFrame) -> HTML:
+def _n(row: pd.Series) -> int:
+    return int(row["n"])
+
+
+def movement_table(frame: pd.DataFrame) -> HTML:
     """First layers by model and init: how far filters moved, and the share of Gabors."""
-    shown = _labels(table)
-    moved = table[["moved", "moved low", "moved high"]].to_numpy()
-    shown["moved (%)"] = [f"{mean:.0f} [{low:.0f}, {high:.0f}]" for mean, low, high in moved]
-    shares = table[["gabors before", "gabors after"]].to_numpy()
-    shown["Gabors before, after (%)"] = [f"{b:.0f}, {a:.0f}" for b, a in shares]
-    shown["change"] = [_ends(row, "change", 0) for _, row in table.iterrows()]
-    shown["n"] = table["n"].astype(int).to_numpy()
-    return styled(shown, index=False)
+    columns: dict[str, Tell] = {
+        "moved (%)": lambda row: (
+            f"{row['moved']:.0f} [{row['moved low']:.0f}, {row['moved high']:.0f}]"
+        ),
+        "Gabors before, after (%)": lambda row: (
+            f"{row['gabors before']:.0f}, {row['gabors after']:.0f}"
+        ),
+        "change": lambda row: _ends(row, "change", 0),
+        "n": _n,
+    }
+    return table(frame, columns)
 
 
-def speedup_table(table: pd.DataFrame) -> HTML:
+def speedup_table(frame: pd.DataFrame) -> HTML:
     """Speed-up over random init, beside the reading of the paper's Figure 6."""
-    if table.empty:
-        return HTML(NO_RUN)
+    columns: dict[str, Tell] = {
+        "AUC": lambda row: f"{row['level']:.3f}",
+        "speed-up": _ratio,
+        "n": _n,
+        "never": lambda row: int(row["never"]),
+    }
     printed = paper.numbers("Figure 6", "speedup")["value"]
-    shown = _labels(table)
-    shown["AUC"] = [f"{v:.3f}" for v in table["level"]]
-    shown["speed-up"] = [_ratio(row) for _, row in table.iterrows()]
-    shown["n"], shown["never"] = table["n"].to_numpy(), table["never"].to_numpy()
-    if "init" in table.index.names:
-        arms = table.index.to_frame()[["model", "init"]].itertuples(index=False, name=None)
-        known = [key if key in printed.index else None for key in arms]
-        if any(known):
-            shown["paper"] = [f"{printed[key]:g}" if key else "–" for key in known]
-    shown["verdict"] = [verdicts.badge(v) for v in table["verdict"]]
-    return styled(shown, index=False)
+    known = {label: printed.get(_arm(frame, label)) for label in frame.index}
+    if any(known.values()):
+        columns["paper"] = lambda row: f"{known[row.name]:g}" if known[row.name] else "–"
+    columns["verdict"] = lambda row: verdicts.badge(row["verdict"])
+    return table(frame, columns)
+
+
+def _arm(frame: pd.DataFrame, label: object) -> tuple:
+    """Model and init of a row, None for what its labels do not name."""
+    names = frame.index.names
+    labels = dict(zip(names, label if isinstance(label, tuple) else (label,), strict=True))
+    return labels.get("model"), labels.get("init")
 
 
 def _ratio(row: pd.Series) -> str:

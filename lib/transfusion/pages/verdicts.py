@@ -84,7 +84,7 @@ def _corrected(row: pd.Series) -> str:
     if np.isnan(row["adjusted"]) or row["verdict"] == "not testable":
         return ""
     alone = "" if row["alone"] == row["verdict"] else f", by itself {row['alone']}"
-    return f" <small>(p&nbsp;{_p(row['adjusted'])} for all claims{alone})</small>"
+    return f" <small>(p&nbsp;{p_words(row['adjusted'])} for all claims{alone})</small>"
 
 
 def answers(table: pd.DataFrame, study: str, *names: str) -> HTML:
@@ -104,7 +104,7 @@ def unbroken(found: str) -> str:
     return re.sub(r"\[(\S+), (\S+)\]", r"[\1,&nbsp;\2]", found)
 
 
-def _p(p: float) -> str:
+def p_words(p: float) -> str:
     return "below 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
