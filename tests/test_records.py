@@ -28,6 +28,14 @@ def made(key, size=50, **facts):
     return xr.Dataset(values, coords, {"kind": "Run", "key": key, "status": "done", **facts})
 
 
+@pytest.mark.parametrize("study", ["cells", "chest"])
+def test_what_is_in_git_keeps_its_key(study):
+    """Wherever code lies and whatever fields specifications get, or results would be lost."""
+    facts = [each for each in records.facts(study).values() if "spec" in each]
+    specs = [config.load({**each["spec"], "kind": each["kind"]}) for each in facts]
+    assert [spec.key for spec in specs] == [each["key"] for each in facts] and len(specs) > 100
+
+
 def keys(count):
     return [f"{number:012x}" for number in range(count)]
 

@@ -66,8 +66,13 @@ def test_git_sees_a_record_of_a_new_study_and_none_of_those_that_come_back_in_mi
 
 
 def test_public_names_exist():
-    for name in transfusion.__all__:
+    for name in [*transfusion.__all__, *transfusion.ALIASES]:
         assert getattr(transfusion, name) is not None
+    promised = "models.build inits.apply data.prepare data.load train.fit activations.extractor"
+    promised += " activations.capture activations.moments similarity.SecondMoments store.open"
+    for name in [*promised.split(), "experiments.runs"]:
+        module, function = name.split(".")
+        assert callable(getattr(getattr(transfusion, module), function))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         transfusion.nothing  # noqa: B018
 

@@ -507,7 +507,7 @@ def between(low, high):
     ],
 )
 def test_equivalence(low, high, verdict):
-    assert intervals.equivalence(between(low, high), 1.0) == verdict
+    assert intervals.decide_equivalent(between(low, high), 1.0).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -515,7 +515,7 @@ def test_equivalence(low, high, verdict):
     [(0.1, 1, "holds"), (-2, -0.1, "differs"), (-1, 1, "inconclusive")],
 )
 def test_positive(low, high, verdict):
-    assert intervals.positive(between(low, high)) == verdict
+    assert intervals.decide_positive(between(low, high)).verdict == verdict
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.3, 1.0])
@@ -578,7 +578,10 @@ def test_adjusted_is_benjamini_and_hochbergs():
 
 def test_no_effect_seldom_counts_as_one(rng):
     """The 95 % interval of differences that are noise excludes 0 one time in twenty."""
-    found = [intervals.positive(intervals.interval(rng.normal(size=5))) for _ in range(2000)]
+    found = [
+        intervals.decide_positive(intervals.interval(rng.normal(size=5))).verdict
+        for _ in range(2000)
+    ]
     share = np.mean([verdict != "inconclusive" for verdict in found])
     assert 0.035 < share < 0.065
 

@@ -189,17 +189,6 @@ def in_head(net: nn.Module, tensor: str) -> bool:
     return tensor.rpartition(".")[0] == head(net)
 
 
-def paper_count(net: nn.Module) -> int:
-    """Parameters as the paper's Table 1 counts them for its CBR networks.
-
-    Weights of every convolution but the first, and of the classifier without its bias: the rule
-    that gives all four printed counts exactly.
-    """
-    kinds = (nn.Conv2d, nn.Linear)
-    weights = [module.weight.numel() for module in net.modules() if isinstance(module, kinds)]
-    return sum(weights[1:])
-
-
 def parameters(name: str) -> int:
     """Trainable parameters of a network with five outputs."""
     with torch.device("meta"):

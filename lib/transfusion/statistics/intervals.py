@@ -253,16 +253,6 @@ def _decide(holds: float, differs: float) -> Decision:
     return Decision("holds" if holds < differs else "differs", p)
 
 
-def equivalence(effect: Interval, margin: float) -> str:
-    """The verdict of `decide_equivalent`."""
-    return decide_equivalent(effect, margin).verdict
-
-
-def positive(effect: Interval, margin: float = 0.0) -> str:
-    """The verdict of `decide_positive`."""
-    return decide_positive(effect, margin).verdict
-
-
 def adjusted(p: np.ndarray) -> np.ndarray:
     """p values of any shape, adjusted for the false discovery rate among them (Benjamini & Hochberg
     1995); nan stays nan and does not count. As scipy.stats has it, which takes half a second to
