@@ -1,4 +1,4 @@
-"""Test AUC: gains by transfer, small networks, few images, hybrids (rules in book/scope.md)."""
+"""Test AUC: gains by transfer, small networks, few images, findings (rules in book/scope.md)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from transfusion.statistics.gate import BOTH
 POINT = 1.0  # of AUC: the margin of "no difference", the paper's gains on full data being below 0.3
 ERROR_SHARE = 0.25  # of 1 - AUC of the random arms: the margin where that is smaller
 LOOSE = 0.5  # a rank correlation
+NETWORKS = 16  # of one source, below which no correlation can be called loose
 
 
 def margin(results: xr.Dataset, models: Iterable[str]) -> float:
@@ -166,6 +167,17 @@ def loose(rho: intervals.Correlation) -> intervals.Decision:
     return intervals.Decision("differs" if rho.p < intervals.LEVEL else "inconclusive", rho.p)
 
 
+def source_accuracy(results: xr.Dataset) -> effects.Finding:
+    if "source_auc" not in results:
+        return effects.NOTHING
+    rho = source_rank(results)
+    if rho.n < NETWORKS:
+        words = f"{rho.n} networks of one source have learned, {NETWORKS} would be needed"
+        return effects.Finding("not testable", 1.0, words)
+    ends = f"{rho.mean:+.2f} [{rho.low:+.2f}, {rho.high:+.2f}]"
+    return effects.Finding(*loose(rho), f"rank correlation {ends} over {rho.n} networks")
+
+
 # --- little data -----------------------------------------------------------------------------
 
 
@@ -214,20 +226,6 @@ def _slope(results: xr.Dataset, model: str) -> Arms:
         for weight, arms in zip(weights, parts.values(), strict=True)
         for each in contrasts.scaled(weight, arms)
     ]
-
-
-NETWORKS = 16  # of one source, below which no correlation can be called loose
-
-
-def source_accuracy(results: xr.Dataset) -> effects.Finding:
-    if "source_auc" not in results:
-        return effects.NOTHING
-    rho = source_rank(results)
-    if rho.n < NETWORKS:
-        words = f"{rho.n} networks of one source have learned, {NETWORKS} would be needed"
-        return effects.Finding("not testable", 1.0, words)
-    ends = f"{rho.mean:+.2f} [{rho.low:+.2f}, {rho.high:+.2f}]"
-    return effects.Finding(*loose(rho), f"rank correlation {ends} over {rho.n} networks")
 
 
 # --- the paper's numbers ---------------------------------------------------------------------

@@ -17,6 +17,7 @@ from transfusion.statistics import contrasts, gate
 from transfusion.statistics.contrasts import Arms, Effect
 
 CUT = "transfusion:block2"  # the two blocks that a hybrid keeps
+TWICE = 2  # by how much operations must exceed what parameters suggest, see book/scope.md
 
 
 def slim(results: xr.Dataset) -> Effect:
@@ -42,7 +43,40 @@ def slim_beside(results: xr.Dataset) -> pd.DataFrame:
     return contrasts.measured("difference", ("model", "init"), rows)
 
 
-# --- other conditions ------------------------------------------------------------------------
+def synthetic_gabors(results: xr.Dataset) -> Effect:
+    """Synthetic Gabors as first layer, the rest random, minus a pretrained first layer, area, by
+    model: no difference (E18)."""
+    rows, testable = learning._by_area(
+        results, lambda _: [("gabor", 1.0), ("transfusion:conv1", -1.0)]
+    )
+    return Effect("difference", ("model",), rows, testable, contrasts.equivalent(accuracy.POINT))
+
+
+def gabors_beside(results: xr.Dataset) -> pd.DataFrame:
+    """Synthetic Gabors minus others, area, by model: a pretrained first layer, a Gaussian one of
+    the same moments, and random init."""
+    others = ("transfusion:conv1", "mean_var:conv1", "random")
+    rows = {
+        (model, init): learning._area_sum(results, model, [("gabor", 1.0), (init, -1.0)])
+        for model, init in itertools.product(map(str, results.model.values), others)
+    }
+    return contrasts.measured("difference", ("model", "init"), rows)
+
+
+def small_in_size_alone(results: xr.Dataset) -> effects.Finding:
+    """`holds` for smaller networks whose share of the large one's multiply-adds is at least twice
+    their share of the parameters. Both are counted, so there is nothing to estimate."""
+    costs = results[["parameters", "multiply_adds"]].to_dataframe()
+    if LARGE not in costs.index:
+        return effects.NOTHING
+    shares = (costs / costs.loc[LARGE])[costs["parameters"] < costs.loc[LARGE, "parameters"]]
+    if shares.empty:
+        return effects.NOTHING
+    excess = shares["multiply_adds"] / shares["parameters"]
+    small, work = shares.loc[excess.idxmin()]
+    words = f"{small:.2f} of the parameters, {work:.2f} of the operations"
+    verdict = "holds" if excess.min() >= TWICE else "differs"
+    return effects.Finding(verdict, np.nan, f"{words}, {terms.title(str(excess.idxmin()))}")
 
 
 def gains_by_variant(results: xr.Dataset) -> pd.DataFrame:
@@ -77,24 +111,17 @@ def any_recipe(results: xr.Dataset, own: str, others: Iterable[str]) -> Effect:
     return Effect("difference", ("variant",), rows, asked, rule)
 
 
-def synthetic_gabors(results: xr.Dataset) -> Effect:
-    """Synthetic Gabors as first layer, the rest random, minus a pretrained first layer, area, by
-    model: no difference (E18)."""
-    rows, testable = learning._by_area(
-        results, lambda _: [("gabor", 1.0), ("transfusion:conv1", -1.0)]
-    )
-    return Effect("difference", ("model",), rows, testable, contrasts.equivalent(accuracy.POINT))
+def every_recipe(results: xr.Dataset) -> effects.Finding:
+    """The first variant is the study's own recipe; those that replace the task are left out."""
+    own, *others = [v for v in map(str, results.variant.values) if v not in _tasks(results)]
+    each = [(v, effects.of_effect(any_recipe(results, own, [v]))) for v in others]
+    return effects.all_of(*each) if each else effects.NOTHING
 
 
-def gabors_beside(results: xr.Dataset) -> pd.DataFrame:
-    """Synthetic Gabors minus others, area, by model: a pretrained first layer, a Gaussian one of
-    the same moments, and random init."""
-    others = ("transfusion:conv1", "mean_var:conv1", "random")
-    rows = {
-        (model, init): learning._area_sum(results, model, [("gabor", 1.0), (init, -1.0)])
-        for model, init in itertools.product(map(str, results.model.values), others)
-    }
-    return contrasts.measured("difference", ("model", "init"), rows)
+def _tasks(results: xr.Dataset) -> list[str]:
+    """Variants that replace the task: their answers may differ."""
+    variants = knobs_of(results).get("variants", {})
+    return [name for name, knobs in variants.items() if "target" in knobs]
 
 
 def speedups_by_variant(results: xr.Dataset) -> pd.DataFrame:
@@ -110,38 +137,6 @@ def speedups_by_variant(results: xr.Dataset) -> pd.DataFrame:
         of_mean_var = found.index.get_level_values("init") == "mean_var"
         parts[str(variant)] = found[of_mean_var].droplevel("init")
     return contrasts.stacked(parts, "variant")
-
-
-TWICE = 2  # by how much operations must exceed what parameters suggest, see book/scope.md
-
-
-def small_in_size_alone(results: xr.Dataset) -> effects.Finding:
-    """`holds` for smaller networks whose share of the large one's multiply-adds is at least twice
-    their share of the parameters. Both are counted, so there is nothing to estimate."""
-    costs = results[["parameters", "multiply_adds"]].to_dataframe()
-    if LARGE not in costs.index:
-        return effects.NOTHING
-    shares = (costs / costs.loc[LARGE])[costs["parameters"] < costs.loc[LARGE, "parameters"]]
-    if shares.empty:
-        return effects.NOTHING
-    excess = shares["multiply_adds"] / shares["parameters"]
-    small, work = shares.loc[excess.idxmin()]
-    words = f"{small:.2f} of the parameters, {work:.2f} of the operations"
-    verdict = "holds" if excess.min() >= TWICE else "differs"
-    return effects.Finding(verdict, np.nan, f"{words}, {terms.title(str(excess.idxmin()))}")
-
-
-def every_recipe(results: xr.Dataset) -> effects.Finding:
-    """The first variant is the study's own recipe; those that replace the task are left out."""
-    own, *others = [v for v in map(str, results.variant.values) if v not in _tasks(results)]
-    each = [(v, effects.of_effect(any_recipe(results, own, [v]))) for v in others]
-    return effects.all_of(*each) if each else effects.NOTHING
-
-
-def _tasks(results: xr.Dataset) -> list[str]:
-    """Variants that replace the task: their answers may differ."""
-    variants = knobs_of(results).get("variants", {})
-    return [name for name, knobs in variants.items() if "target" in knobs]
 
 
 CLAIMS = {

@@ -1,4 +1,4 @@
-"""The claims of the paper, in its order: the chapter, the paper's number, and what decides each."""
+"""All claims of the paper, in its order, decided and corrected for their number."""
 
 from __future__ import annotations
 

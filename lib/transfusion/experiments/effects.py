@@ -1,4 +1,4 @@
-"""The claims of the paper, in its order: the chapter, the paper's number, and what decides each."""
+"""What every theme's claims are made of: findings, how several agree, large and small networks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,6 @@ from transfusion import config
 from transfusion.statistics import contrasts, intervals
 from transfusion.statistics.contrasts import Arms, Effect
 from transfusion.statistics.gate import BOTH
-
-
-def stated(where: str) -> Callable[[], str]:
-    """Stated in words; no number of it was recovered."""
-    return lambda: f"no number ({where})"
-
 
 UNDECIDED = intervals.Decision("inconclusive", 1.0)
 LARGE = "resnet50"  # the paper's large network that every study has
@@ -59,6 +53,11 @@ class Claim(NamedTuple):
     decide: Callable[[xr.Dataset], Finding]
     exploratory: bool = False
     counted: bool = False  # nothing is estimated, so there is nothing to correct
+
+
+def stated(where: str) -> Callable[[], str]:
+    """Stated in words; no number of it was recovered."""
+    return lambda: f"no number ({where})"
 
 
 TUNED_ON = 1  # the fold whose test images are the validation images by which rates were chosen

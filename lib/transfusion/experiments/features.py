@@ -1,4 +1,4 @@
-"""The claims of the paper, in its order: the chapter, the paper's number, and what decides each."""
+"""What networks compute, before and after training: other features, reuse, size (book/scope.md)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,9 @@ from transfusion.statistics import contrasts, gate
 from transfusion.statistics.contrasts import Arms, Effect
 from transfusion.statistics.gate import BOTH
 
-
-def _cca_gap() -> str:
-    value = paper.numbers("Figure 2", "cca")["value"]
-    return f"{value[LARGE, 'random'] - value[LARGE, 'transfer']:+.3f} CCA, ResNet-50 (Figure 2)"
-
-
 DEPTHS = np.linspace(0, 1, 5)  # of the blocks at which networks are compared
 TOP = 2  # blocks, from the last, whose similarity is compared
 CCA = " CCA"
-
-
-# --- similarity ------------------------------------------------------------------------------
 
 
 def gaps(results: xr.Dataset, measure: str = "cca") -> pd.DataFrame:
@@ -240,6 +231,11 @@ def foretelling(results: xr.Dataset) -> Effect:
     if asked == {(LARGE, "last")}:
         asked = set()  # of large and small nothing can be said without the small
     return Effect("R2", ("model", "block"), rows, asked, contrasts.above, " R²", 2)
+
+
+def _cca_gap() -> str:
+    value = paper.numbers("Figure 2", "cca")["value"]
+    return f"{value[LARGE, 'random'] - value[LARGE, 'transfer']:+.3f} CCA, ResNet-50 (Figure 2)"
 
 
 CLAIMS = {

@@ -1,4 +1,4 @@
-"""The claims of the paper, in its order: the chapter, the paper's number, and what decides each."""
+"""First layers: how far filters move, and how many are Gabors (rules in book/scope.md)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,7 @@ from transfusion.experiments.effects import LARGE, small
 from transfusion.statistics import contrasts, gate, intervals
 from transfusion.statistics.contrasts import Effect
 
-
-def gabor_filters(results: xr.Dataset) -> effects.Finding:
-    """Both halves: none learned from random init, some erased from pretrained weights."""
-    names = {"random": "learned", "transfer": "erased"}
-    halves = [(name, effects.of_effect(gabor_changes(results, i))) for i, name in names.items()]
-    return effects.all_of(*halves)
-
-
 GABORS = 5.0  # percent of the filters: one of 20, what noise at the 99 % level and a slip give
-
-
-# --- first layers ----------------------------------------------------------------------------
 
 
 def movements(results: xr.Dataset) -> pd.DataFrame:
@@ -101,6 +90,13 @@ def _in_steps(rule: contrasts.Decide, step: float) -> contrasts.Decide:
         return rule(intervals.students(effect.mean, se, effect.sd, effect.n, effect.freedom))
 
     return decide
+
+
+def gabor_filters(results: xr.Dataset) -> effects.Finding:
+    """Both halves: none learned from random init, some erased from pretrained weights."""
+    names = {"random": "learned", "transfer": "erased"}
+    halves = [(name, effects.of_effect(gabor_changes(results, i))) for i, name in names.items()]
+    return effects.all_of(*halves)
 
 
 CLAIMS = {

@@ -15,7 +15,7 @@ from transfusion.experiments.effects import LARGE
 from transfusion.statistics import contrasts, gate
 from transfusion.statistics.contrasts import Arms, Effect
 
-# --- steps to a level ------------------------------------------------------------------------
+REACH = 0.9  # of the random init's final gain over chance, as 0.91 is of the paper's 0.953
 
 
 def steps_to(level: float, steps: np.ndarray, curve: np.ndarray) -> float:
@@ -40,12 +40,6 @@ def reached(results: xr.Dataset, level: float) -> xr.DataArray:
         vectorize=True,
     )
     return steps.where(results["auc"].notnull().all("step"))
-
-
-REACH = 0.9  # of the random init's final gain over chance, as 0.91 is of the paper's 0.953
-
-
-# --- convergence -----------------------------------------------------------------------------
 
 
 def area(results: xr.Dataset) -> xr.DataArray:
@@ -146,14 +140,30 @@ def scaling(results: xr.Dataset) -> Effect:
     return Effect("faster", ("model",), rows, asked, rule, " doublings of speed", 2)
 
 
+def scaling_by_network(results: xr.Dataset) -> effects.Finding:
+    found = effects.of_effect(scaling(results))
+    if found is effects.NOTHING or found.verdict == "not testable":
+        return found
+    table = speedups(results).xs("mean_var", level="init")
+    words = [f"{terms.title(str(m))} {ratio(row)}" for m, row in table.iterrows()]
+    return found._replace(beside="; ".join([found.beside, *words]).strip("; "))
+
+
+def ratio(row: pd.Series) -> str:
+    """`2.3 times [1.1, 4.6] (n = 4)`, `at least ...` where runs never got there, or why there is no
+    such number."""
+    if row["bound"] == "unknown":
+        return f"not to be told, {row['never']} of {2 * int(row['n'])} runs never got there"
+    bound = f"{row['bound']} " if row["bound"] else ""
+    ends = "" if row["bound"] else f" [{row['low']:.1f}, {row['high']:.1f}]"
+    return f"{bound}{row['speed-up']:.1f} times{ends} (n = {int(row['n'])})"
+
+
 def scale_alone(results: xr.Dataset) -> Effect:
     """Mean Var against the control that keeps pretrained batch norm over random weights, area, by
     model: above 0 (E14)."""
     rows, testable = _by_area(results, lambda _: [("mean_var", 1.0), ("batch_norm", -1.0)])
     return Effect("difference", ("model",), rows, testable, contrasts.above)
-
-
-# --- transfusion and hybrids -----------------------------------------------------------------
 
 
 def prefixes(results: xr.Dataset, model: str) -> list[str]:
@@ -204,25 +214,6 @@ def low_against_many(results: xr.Dataset) -> Effect:
 
     rows, testable = _by_area(results, parts)
     return Effect("difference", ("model",), rows, testable, contrasts.above)
-
-
-def ratio(row: pd.Series) -> str:
-    """`2.3 times [1.1, 4.6] (n = 4)`, `at least ...` where runs never got there, or why there is no
-    such number."""
-    if row["bound"] == "unknown":
-        return f"not to be told, {row['never']} of {2 * int(row['n'])} runs never got there"
-    bound = f"{row['bound']} " if row["bound"] else ""
-    ends = "" if row["bound"] else f" [{row['low']:.1f}, {row['high']:.1f}]"
-    return f"{bound}{row['speed-up']:.1f} times{ends} (n = {int(row['n'])})"
-
-
-def scaling_by_network(results: xr.Dataset) -> effects.Finding:
-    found = effects.of_effect(scaling(results))
-    if found is effects.NOTHING or found.verdict == "not testable":
-        return found
-    table = speedups(results).xs("mean_var", level="init")
-    words = [f"{terms.title(str(m))} {ratio(row)}" for m, row in table.iterrows()]
-    return found._replace(beside="; ".join([found.beside, *words]).strip("; "))
 
 
 def _mean_var() -> str:

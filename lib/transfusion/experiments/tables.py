@@ -1,7 +1,4 @@
-"""One function a figure: a collected Dataset in, a HoloViews element out.
-
-Colour and marker mean the same init in the whole book (Okabe and Ito's colour-blind-safe set).
-"""
+"""Results of runs and comparisons -> the one Dataset with named dimensions that a chapter shows."""
 
 from __future__ import annotations
 

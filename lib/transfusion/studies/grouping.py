@@ -1,4 +1,7 @@
-"""Groups of runs that are computed together: one fold and repetition, or what they need."""
+"""Groups of runs that are computed together: one fold and repetition, or what they need.
+
+No torch is imported here: a batch job reads this again before it computes.
+"""
 
 from __future__ import annotations
 
