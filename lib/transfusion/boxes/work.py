@@ -157,9 +157,6 @@ def _alone() -> Iterator[None]:
         yield
 
 
-# --- before and after ------------------------------------------------------------------------
-
-
 def _unpack(place: Path, entries: list[box.Entry], out: Path, say: Say) -> dict[str, Task]:
     """Bring to the cache what the box and earlier calls have left; what is still to be computed."""
     facts = list(outbox.held(out).values())

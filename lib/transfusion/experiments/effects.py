@@ -66,9 +66,6 @@ NOTHING = Finding("inconclusive", np.nan, "no run here speaks to it")
 NOT_LEARNED = "the networks that it compares have not learned the task"
 
 
-# --- what decides a claim --------------------------------------------------------------------
-
-
 def by(measure: Callable[[xr.Dataset], Effect], *, tuned: bool = False) -> Callable:
     """What decides a claim by the contrast of an effect. `tuned`: arms have rates of their own, so
     the same stands beside it without the fold whose test images chose them."""

@@ -66,9 +66,6 @@ class Knobs:
     neurons: config.Neurons = 64
 
 
-# --- chapter and parameters -> runs ----------------------------------------------------------
-
-
 def runs(chapter: str, **parameters) -> list[Spec]:
     """The runs, or comparisons of them, that a chapter needs; raises ValueError for bad knobs."""
     if chapter in WITHOUT_RUNS:

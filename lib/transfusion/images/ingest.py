@@ -147,9 +147,6 @@ def _download(name: str, size: int) -> Path:
     return Path(found.root) / f"{name}{found.size_flag}.npz"
 
 
-# --- all layouts: digest, decode, resize -----------------------------------------------------
-
-
 def _missing(found: layouts.Collection, tolerance: float) -> dict[int, str]:
     """Files that are not there, by number; too many are told before anything is read."""
     absent = [i for i, f in enumerate(found.images) if isinstance(f, Path) and not f.is_file()]

@@ -42,9 +42,6 @@ def relabel(notebook: nbformat.NotebookNode, study: str) -> nbformat.NotebookNod
     return notebook
 
 
-# --- the book --------------------------------------------------------------------------------
-
-
 def book(main: str = "quick") -> Path:
     """Render the chapters whose results are there, and build them into a book with its own pages.
 

@@ -56,9 +56,6 @@ def _chapters(study: str) -> list[str]:
     return params.chapters(study) if study in params.studies() else []
 
 
-# --- claims ----------------------------------------------------------------------------------
-
-
 def verdict_box(results: xr.Dataset, *names: str) -> HTML:
     """Each claim as the paper has it, what was found, and the verdict, corrected for the number of
     claims of the study, in a box; claims that no run of it speaks to are left out."""

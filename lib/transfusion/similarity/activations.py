@@ -104,9 +104,6 @@ def _stored(block: str, maps: Tensor, dtype: str) -> np.ndarray:
     return maps.to(getattr(torch, dtype), memory_format=torch.contiguous_format).cpu().numpy()
 
 
-# --- reduced as they come --------------------------------------------------------------------
-
-
 def moments(
     nets: Sequence[Extractor],
     images: xr.Dataset,

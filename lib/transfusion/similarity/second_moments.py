@@ -344,9 +344,6 @@ def jackknife(whole: np.ndarray, left_out: np.ndarray, sizes: np.ndarray) -> Jac
     return Jackknife(corrected, np.sqrt((((pseudo - corrected) ** 2) / (h - 1)).mean(0)))
 
 
-# --- what is known without data --------------------------------------------------------------
-
-
 def independent(n: int, p: int, q: int) -> float:
     """Mean CCA of independent layers of `p` and `q` neurons at `n` independent datapoints.
 

@@ -15,8 +15,6 @@ import zarr
 
 from transfusion import store
 
-# --- activations -----------------------------------------------------------------------------
-
 
 def write_activations(
     path: Path,

@@ -37,9 +37,6 @@ def chapter_fingerprint(study: str, chapter: str) -> str:
     return collected.fingerprint(study, chapter, params.specs(study, chapter) if known else [])
 
 
-# --- groups ----------------------------------------------------------------------------------
-
-
 class Group(NamedTuple):
     """What one job computes, in one process: all of one network that the same chapters need, or one
     long run."""

@@ -21,9 +21,6 @@ TITLES = {
 }
 
 
-# --- parameter files -------------------------------------------------------------------------
-
-
 def studies() -> list[str]:
     return sorted(path.parent.name for path in (store.HOME / "params").glob("*/common.yml"))
 

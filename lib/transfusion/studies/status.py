@@ -33,9 +33,6 @@ def could_show(study: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").assign(margin=margin)
 
 
-# --- what is done, and what is to come -------------------------------------------------------
-
-
 def status(study: str) -> pd.DataFrame:
     """By chapter: runs and comparisons by state (`stale`: made by another version), whether its
     results are collected, MB on disk, core-hours spent on what is there and to come (reckoned).
