@@ -135,7 +135,7 @@ def test_a_truncated_store_is_an_error(images, tmp_path):
 
 KILLED = """
 import os
-from tests.test_activations import {what}
+from tests.similarity.test_activations import {what}
 from transfusion import data, models
 
 def killed_in_the_end(*arguments):

@@ -71,7 +71,7 @@ def test_a_notebook_is_of_the_quick_study_and_says_no_knob_twice(path):
     (source,) = ["".join(c["source"]) for c in cells(path) if c["id"] == "parameters"]
     defaults: dict = {}
     exec(source, defaults)
-    said = {name: value for name, value in defaults.items() if name != "__builtins__"}
+    said = {name: value for name, value in defaults.items() if name[0] != "_"}
     own = params.knobs("quick", path.stem)
     expected = {"study": "quick", "setting": {}} if path.stem in plan.CHAPTERS else own
     assert said == expected
