@@ -29,10 +29,6 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Neurons = Count | Annotated[float, Field(gt=0, lt=1)]
 
-SLIM = "resnet50_slim"
-# Networks that start from the weights of another, as far as these fit.
-STARTS_FROM = {SLIM: "resnet50"}
-
 
 def init_name(name: str) -> str:
     """`name` if it is an init, `transfer` or `transfusion:block2`; else a ValueError."""

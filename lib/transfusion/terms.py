@@ -7,6 +7,28 @@ from typing import NamedTuple
 NULL = "#666666"
 
 
+class Network(NamedTuple):
+    """What the book says of a network; `networks.models` builds it by its name."""
+
+    title: str
+    small: bool = True  # as those are that the paper sets against ResNet-50
+    starts_from: str = ""  # the network whose pretrained weights it takes, as far as they fit
+
+
+SLIM = "resnet50_slim"
+# Others go by their own names.
+NETWORKS = {
+    "cbr_tiny": Network("CBR-Tiny"),
+    "cbr_small": Network("CBR-Small"),
+    "cbr_large_t": Network("CBR-LargeT"),
+    "cbr_large_w": Network("CBR-LargeW"),
+    "resnet18": Network("ResNet-18"),
+    "resnet50": Network("ResNet-50", small=False),
+    "inception_v3": Network("Inception-v3", small=False),
+    SLIM: Network("slim ResNet-50", small=False, starts_from="resnet50"),
+}
+
+
 class Start(NamedTuple):
     """How a network may start: all that there is to enter of an init, but for its function in
     `networks.inits`, which has the init's name unless `does` says another."""
@@ -61,14 +83,6 @@ DRAWN = {
     "objects": ("#009e73", "triangle"),
 }
 TITLES = {
-    "cbr_tiny": "CBR-Tiny",
-    "cbr_small": "CBR-Small",
-    "cbr_large_t": "CBR-LargeT",
-    "cbr_large_w": "CBR-LargeW",
-    "resnet18": "ResNet-18",
-    "resnet50": "ResNet-50",
-    "inception_v3": "Inception-v3",
-    "resnet50_slim": "slim ResNet-50",
     "source": "source",
     "statistics": "18 statistics",
     "thumbnail": "thumbnail 8×8",
@@ -86,12 +100,16 @@ def start(init: str) -> Start:
     return INITS[kind + colon]
 
 
+def network(name: str) -> Network:
+    return NETWORKS.get(name, Network(name))
+
+
 def title(name: str) -> str:
     """A name in code as the paper writes it, or in plain words."""
     kind, colon, block = name.partition(":")
     if kind + colon in INITS:
         return INITS[kind + colon].title.format(block)
-    return TITLES.get(name, name)
+    return TITLES.get(name) or network(name).title
 
 
 def look(name: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from transfusion import config, terms
+from transfusion import terms
 from transfusion.experiments import accuracy, effects, learning
 from transfusion.experiments.effects import LARGE
 from transfusion.experiments.tables import knobs_of
@@ -25,20 +25,20 @@ def slim(results: xr.Dataset) -> Effect:
     difference (E17)."""
     arms = _slim_less(results, effects.LARGE, "transfer")
     rows = {(effects.LARGE, "transfer"): arms} if arms else {}
-    asked = gate.testable(results, rows, lambda *other: gate.each([(config.SLIM, CUT), other]))
-    rule = contrasts.equivalent(accuracy.margin(results, [config.SLIM, effects.LARGE]))
+    asked = gate.testable(results, rows, lambda *other: gate.each([(terms.SLIM, CUT), other]))
+    rule = contrasts.equivalent(accuracy.margin(results, [terms.SLIM, effects.LARGE]))
     return Effect("difference", ("model", "init"), rows, asked, rule)
 
 
 def _slim_less(results: xr.Dataset, model: str, init: str) -> Arms:
-    hybrid = {"model": config.SLIM, "init": CUT}
+    hybrid = {"model": terms.SLIM, "init": CUT}
     return contrasts.difference(results, hybrid, {"model": model, "init": init})
 
 
 def slim_beside(results: xr.Dataset) -> pd.DataFrame:
     """The slim hybrid minus others, test AUC in points: full transfer, the large network with as
     many pretrained blocks, and its own random init."""
-    others = [(effects.LARGE, "transfer"), (effects.LARGE, CUT), (config.SLIM, "random")]
+    others = [(effects.LARGE, "transfer"), (effects.LARGE, CUT), (terms.SLIM, "random")]
     rows = {other: _slim_less(results, *other) for other in others}
     return contrasts.measured("difference", ("model", "init"), rows)
 

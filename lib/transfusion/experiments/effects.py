@@ -8,18 +8,17 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
-from transfusion import config
+from transfusion import terms
 from transfusion.statistics import contrasts, intervals
 from transfusion.statistics.contrasts import Arms, Effect
 from transfusion.statistics.gate import BOTH
 
 UNDECIDED = intervals.Decision("inconclusive", 1.0)
 LARGE = "resnet50"  # the paper's large network that every study has
-NOT_SMALL = (LARGE, "inception_v3", config.SLIM)
 
 
 def small(results: xr.Dataset) -> list[str]:
-    return [str(m) for m in results.model.values if m not in NOT_SMALL]
+    return [str(m) for m in results.model.values if terms.network(str(m)).small]
 
 
 def over_seeds(values: xr.DataArray, weight: float = 1.0) -> Arms:

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from transfusion import config
+from transfusion import terms
 
 Blocks = dict[str, tuple[str, ...]]
 RESNET_BLOCKS = {
@@ -16,12 +16,12 @@ RESNET_BLOCKS = {
 
 
 def names() -> list[str]:
-    return [config.SLIM, *models.list_models(module=models)]
+    return [terms.SLIM, *models.list_models(module=models)]
 
 
 def build(name: str, outputs: int) -> tuple[nn.Module, Blocks, str]:
     """The network, its ordered blocks with their modules' names, and its classifier's name."""
-    if name == config.SLIM:
+    if name == terms.SLIM:
         return _Slim(outputs), RESNET_BLOCKS, "fc"
     extra = {"aux_logits": False, "init_weights": True} if name == "inception_v3" else {}
     net = models.get_model(name, weights=None, num_classes=outputs, **extra)

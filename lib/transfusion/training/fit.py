@@ -14,7 +14,7 @@ import xarray as xr
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from transfusion import config, machine, store
+from transfusion import config, machine, store, terms
 from transfusion.images import tasks
 from transfusion.networks import inits, models, weights
 from transfusion.statistics import metrics
@@ -129,7 +129,7 @@ def check(run: config.Run) -> None:
     if isinstance(run.init.source, str):
         weights.fit_source(net, weights.named_weights(run.init.source), wanted)
     elif run.init.source is not None:
-        expected = config.STARTS_FROM.get(run.model, run.model)
+        expected = terms.network(run.model).starts_from or run.model
         if run.init.source.model != expected:
             raise ValueError(f"source is a {run.init.source.model}, expected {expected}")
         check(run.init.source)
