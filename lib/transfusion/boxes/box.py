@@ -161,7 +161,7 @@ def _single(values: np.ndarray) -> np.ndarray:
 
 def weights_records(study: str, key: str) -> list[xr.Dataset]:
     """The weights of a finished run as records: what is used of a source, in half precision but for
-    batch norm and biases (`train.halved`), in pieces that fit in a part."""
+    batch norm and biases (`fit.halved`), in pieces that fit in a part."""
     path = store.weights_path(key)
     if path is None:
         return []

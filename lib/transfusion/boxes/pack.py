@@ -16,7 +16,7 @@ from transfusion.images import tasks
 from transfusion.studies import grouping, params, schedule
 
 # Operations a second, to say beforehand how long a box takes. A core with AMX
-# is `studies.CORE`, and with AVX2 alone it does a third of that.
+# is `grouping.CORE`, and with AVX2 alone it does a third of that.
 SPEEDS = {
     "an H200": grouping.GPU,
     "a core with AMX": grouping.CORE,

@@ -30,7 +30,7 @@ THUMBNAIL = 8  # pixels, square: where light and dark lie, and no texture
 def compute(spec: config.Baseline) -> xr.Dataset:
     """The scores of a baseline: read from the cache, or computed.
 
-    Returns a Dataset as `train.fit` does, without a curve: valid_logit, test_logit, targets and
+    Returns a Dataset as `fit.fit` does, without a curve: valid_logit, test_logit, targets and
     patients, and what `metrics.scored` reads off them. Raises ValueError as `check` does.
     """
     with store.lease(spec.key):

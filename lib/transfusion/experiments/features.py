@@ -201,7 +201,7 @@ def _foretold_pairs(one: xr.Dataset, kind: str) -> pd.DataFrame:
     """R2 of each pair of networks in one block, and their seeds."""
     before, after = tables.neurons(one, kind)
     chosen = one.isel(pair=tables.between(one, "random", kind))
-    # The order of `figures.neurons`.
+    # The order of `tables.neurons`.
     order = np.lexsort([chosen.seed_b, chosen.init_b, chosen.seed_a, chosen.init_a])
     values = [_r2(x, y) for x, y in zip(before, after, strict=True)]
     ends = {"a": chosen.seed_a.values[order], "b": chosen.seed_b.values[order]}

@@ -23,6 +23,9 @@ from tqdm import tqdm
 from transfusion import config, store
 from transfusion.images import folds, layouts, tasks
 
+STRETCH = 64  # images a thread takes at a time: few, so that all threads end together
+TOO_DEEP = "more than 8 bits a channel"
+
 
 def prepare(name: str, *, size: int, n: int | None = None, seed: int = 0, **options) -> xr.Dataset:
     """Images by name: a synthetic set of `n`, or a collection (options of `ingest.ingest`).
@@ -30,7 +33,6 @@ def prepare(name: str, *, size: int, n: int | None = None, seed: int = 0, **opti
     The public door: `prepare("fundus", size=64, n=2000)`, `prepare("eyepacs", size=64,
     folder=DIR)`. Splits of a synthetic set are 60, 15 and 25 %.
     """
-
     if name in tasks.SYNTHETIC:
         if not n or n < 20:
             raise ValueError(f"a synthetic set needs n >= 20 images, got n={n}")
@@ -38,10 +40,6 @@ def prepare(name: str, *, size: int, n: int | None = None, seed: int = 0, **opti
         counts = dict(train=n - valid - test, valid=valid, test=test)
         return tasks.load(config.Data(name=name, size=size, seed=seed, **counts))
     return store.read_zarr(tasks.prepared_path(ingest(name, size=size, **options), size))
-
-
-STRETCH = 64  # images a thread takes at a time: few, so that all threads end together
-TOO_DEEP = "more than 8 bits a channel"
 
 
 def ingest(

@@ -150,7 +150,7 @@ def transfusion(net: nn.Module, source: weights.State, generator: torch.Generato
 def gabor(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
     """First convolution of synthetic Gabors (section 5.2), the rest random.
 
-    The bank of `filters.gabor_bank`, grey, at the mean and deviation of the pretrained filters.
+    The bank of `gabors.gabor_bank`, grey, at the mean and deviation of the pretrained filters.
     """
     name = _weight_names(net)[0]
     weight, given = net.state_dict()[name], source[name]

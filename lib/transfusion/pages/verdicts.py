@@ -85,7 +85,7 @@ def _corrected(row: pd.Series) -> str:
 
 
 def answers(table: pd.DataFrame, study: str, *names: str) -> HTML:
-    """Each claim with its verdict out of `claims.table`, which leads to the study's page."""
+    """Each claim with its verdict out of `all_verdicts`, which leads to the study's page."""
     lines = []
     for name in names:
         claim = claims.CLAIMS[name]

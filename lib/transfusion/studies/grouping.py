@@ -24,13 +24,6 @@ CORE, GPU = 2e11, 3.8e13
 LONG = 2e8  # pixels that a training sees: ten minutes of a core for ResNet-50, one for CBR-Tiny
 
 
-params._Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
 def chapter_fingerprint(study: str, chapter: str) -> str:
     """What a page of a chapter's results depends on; `none` where it has none."""
     known = study in params.studies() and chapter in params.chapters(study)
