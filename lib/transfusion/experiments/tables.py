@@ -13,53 +13,14 @@ from transfusion import config
 from transfusion.networks import costs, gabors
 from transfusion.statistics import metrics
 
+Labels = dict[str, str | int | float]
+ALL = 0  # as a number of training images: all that a fold has
+Results = list[tuple[Labels, config.Spec, xr.Dataset]]
+
 
 def knobs_of(results: xr.Dataset) -> dict:
     """The knobs that collected results were asked for by."""
     return json.loads(results.attrs.get("parameters", "{}"))
-
-
-def between(results: xr.Dataset, a: str, b: str, state: str = "final") -> np.ndarray:
-    """Mask of pairs of networks in one state, one of init `a` and one of `b`."""
-    final = (results.state_a == state) & (results.state_b == state)
-    there = (results.init_a == a) & (results.init_b == b)
-    back = (results.init_a == b) & (results.init_b == a)
-    return (final & (there | back)).values
-
-
-def before_after(results: xr.Dataset, init: str) -> np.ndarray:
-    """Mask of pairs of one network's initial and final state."""
-    same = (results.init_a == results.init_b) & (results.seed_a == results.seed_b)
-    return (same & (results.init_a == init)).values
-
-
-def blocks_of(results: xr.Dataset, model: str, measure: str) -> xr.Dataset:
-    """The comparisons of one model by one measure, its own blocks alone, lowest first."""
-    one = results.sel(model=model, measure=measure)
-    return one.dropna("block", how="all", subset=["value"]).sortby("depth")
-
-
-def neurons(one: xr.Dataset, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Share of each neuron that another network predicts, before and after training.
-
-    Of one block; (pair, neuron), pairs being those of a random network with another random one, or
-    with a transferred one (`kind`).
-    """
-    shares = []
-    for state in ("initial", "final"):
-        there = (one.state_a == state) & (one.state_b == state)
-        mixed = {"random", kind}
-        inits = [{a, b} == mixed for a, b in zip(one.init_a.values, one.init_b.values, strict=True)]
-        chosen = one.isel(pair=there.values & np.array(inits))
-        order = np.lexsort([chosen.seed_b, chosen.init_b, chosen.seed_a, chosen.init_a])
-        shares.append(chosen["explained"].isel(pair=order).transpose("pair", "neuron").values)
-    return shares[0], shares[1]
-
-
-Labels = dict[str, str | int | float]
-# Trainable parameters with five outputs, so that these are read without torch; others are counted.
-ALL = 0  # as a number of training images: all that a fold has
-Results = list[tuple[Labels, config.Spec, xr.Dataset]]
 
 
 def run_table(results: Results) -> xr.Dataset:
@@ -292,3 +253,40 @@ def _unstack(stacked: xr.Dataset, labels: list[Labels], dim: str) -> xr.Dataset:
     # Unstacking sorts; the order of the parameters is the order of rows in tables and figures.
     order = {name: list(dict.fromkeys(values)) for name, values in pd.DataFrame(labels).items()}
     return table.reindex(order)
+
+
+def between(results: xr.Dataset, a: str, b: str, state: str = "final") -> np.ndarray:
+    """Mask of pairs of networks in one state, one of init `a` and one of `b`."""
+    final = (results.state_a == state) & (results.state_b == state)
+    there = (results.init_a == a) & (results.init_b == b)
+    back = (results.init_a == b) & (results.init_b == a)
+    return (final & (there | back)).values
+
+
+def before_after(results: xr.Dataset, init: str) -> np.ndarray:
+    """Mask of pairs of one network's initial and final state."""
+    same = (results.init_a == results.init_b) & (results.seed_a == results.seed_b)
+    return (same & (results.init_a == init)).values
+
+
+def blocks_of(results: xr.Dataset, model: str, measure: str) -> xr.Dataset:
+    """The comparisons of one model by one measure, its own blocks alone, lowest first."""
+    one = results.sel(model=model, measure=measure)
+    return one.dropna("block", how="all", subset=["value"]).sortby("depth")
+
+
+def neurons(one: xr.Dataset, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Share of each neuron that another network predicts, before and after training.
+
+    Of one block; (pair, neuron), pairs being those of a random network with another random one, or
+    with a transferred one (`kind`).
+    """
+    shares = []
+    for state in ("initial", "final"):
+        there = (one.state_a == state) & (one.state_b == state)
+        mixed = {"random", kind}
+        inits = [{a, b} == mixed for a, b in zip(one.init_a.values, one.init_b.values, strict=True)]
+        chosen = one.isel(pair=there.values & np.array(inits))
+        order = np.lexsort([chosen.seed_b, chosen.init_b, chosen.seed_a, chosen.init_a])
+        shares.append(chosen["explained"].isel(pair=order).transpose("pair", "neuron").values)
+    return shares[0], shares[1]

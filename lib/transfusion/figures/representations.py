@@ -11,10 +11,13 @@ import xarray as xr
 
 from transfusion import terms
 from transfusion.experiments import tables
-from transfusion.figures import runs, style
+from transfusion.figures import style
 
 Kinds = dict[str, tuple[np.ndarray, str]]  # label: mask of pairs, init that they are coloured by
 MEASURES = {"cca": "mean CCA", "svcca": "SVCCA", "cka": "linear CKA"}
+# `framewise`, since networks have other blocks.
+HEAT = dict(framewise=True, responsive=True, tools=["hover"], toolbar=None, fontscale=1.15)
+HEAT |= dict(cmap="Blues", clim=(0, 1), colorbar=True, colorbar_position="bottom", title="")
 
 
 def similarity(results: xr.Dataset) -> hv.HoloMap:
@@ -110,7 +113,7 @@ def seed_pairs(results: xr.Dataset) -> hv.HoloMap:
                 cells += [(b, name, v) for b, v in zip(one.block.values, values, strict=True)]
         found = hv.HeatMap(cells, ["block", "pair"], "above chance")
         rows = len(cells) // len(one.block)
-        return found.opts(height=180 + 18 * rows, ylabel="", **runs.HEAT)
+        return found.opts(height=180 + 18 * rows, ylabel="", **HEAT)
 
     return _by_model(results, draw)
 
@@ -123,7 +126,7 @@ def maps(results: xr.Dataset) -> hv.HoloMap:
         values = one["map"].sel(other=names).values
         cells = [(x, y, values[i, j]) for i, x in enumerate(names) for j, y in enumerate(names)]
         found = hv.HeatMap(cells, ["one network", "the other"], "similarity")
-        return found.opts(height=420, **runs.HEAT)
+        return found.opts(height=420, **HEAT)
 
     return _by_model(results, draw)
 

@@ -266,10 +266,3 @@ def at_rates(
         for key, found in part.items()
     }
     return hv.HoloMap(frames, [*first.kdims, rate], sort=False)
-
-
-# `framewise`, since networks have other blocks.
-HEAT = dict(framewise=True, responsive=True, tools=["hover"], toolbar=None, fontscale=1.15)
-
-
-HEAT |= dict(cmap="Blues", clim=(0, 1), colorbar=True, colorbar_position="bottom", title="")
