@@ -188,3 +188,8 @@ def test_activations_that_break_off_leave_nothing(tmp_path, rng):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FileNotFoundError, match="no activations"):
         stored.read_activations(tmp_path / "x.zarr")
+
+
+def test_a_process_tells_one_commit(monkeypatch):
+    """That of its code, whatever is committed while it works."""
+    assert store.provenance() is store.provenance()

@@ -9,7 +9,7 @@ __all__ = [
 ]  # fmt: skip
 
 SPECIFICATIONS = ("Comparison", "Data", "Init", "Optim", "Run")
-# Short names of what lies deeper: public ones, and modules where they lay before there were wings.
+# Short names of what lies deeper: the public ones, and some under which modules were known before.
 ALIASES = {
     "activations": "similarity.activations",
     "cache": "studies.cache",

@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[Callable, tuple[Argument, ...]]] = {}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 only if everything asked for was done. An error is one line."""
+    """Run one command; 0 only if everything asked for was done. An error is told in words."""
     given = vars(_parser().parse_args(argv))
     command, debug = given.pop("command"), given.pop("debug")
     for name in ("TRANSFUSION_CACHE", "TRANSFUSION_BUILD"):
@@ -130,10 +130,11 @@ def share(spec, checkpoint_seconds) -> None:
 )
 def chapter(study, name, jobs) -> None:
     """render chapters, as a batch job does"""
-    from transfusion.pages import build
     from transfusion.studies import render
 
     if jobs:
+        from transfusion.pages import build
+
         for each in name:
             render.checked_parameters(study, each)
         return build.render_all([(study, each) for each in name], jobs)
@@ -223,6 +224,8 @@ def cache(what, study, yes) -> None:
     from transfusion.studies import cache, params
 
     if what == "compact":
+        if study is None:
+            raise ValueError("compact: expected a study")
         print(f"{records.compact(config.one_of(study, params.studies(), 'study'))} files")
     elif what == "ls":
         print(_shown(cache.ls(), False))

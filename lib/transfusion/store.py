@@ -380,6 +380,7 @@ def code(folder: Path = LIBRARY) -> str:
     return digest.hexdigest()[:12]
 
 
+@cache
 def provenance() -> dict[str, str]:
     """Commit and versions, for the attrs of whatever is computed here."""
     versions = {name: _version(name) for name in ("torch", "torchvision", "numpy", "xarray")}

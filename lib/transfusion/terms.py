@@ -1,4 +1,4 @@
-"""Words of the field in the book: titles of networks and inits, their colours and markers."""
+"""Tables of networks and inits: what each takes and is compared with, its title and its look."""
 
 from __future__ import annotations
 
@@ -82,6 +82,7 @@ DRAWN = {
     "cxr": ("#0072b2", "circle"),
     "objects": ("#009e73", "triangle"),
 }
+MEASURES = {"cca": "mean CCA", "svcca": "SVCCA", "cka": "linear CKA"}
 TITLES = {
     "source": "source",
     "statistics": "18 statistics",

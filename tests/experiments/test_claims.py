@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 from transfusion import pages
-from transfusion.experiments import accuracy, claims, effects, features, filters, learning, paper
+from transfusion.experiments import accuracy, claims, deciding, features, filters, learning, paper
 from transfusion.experiments.claims import CLAIMS
-from transfusion.experiments.effects import Claim, Finding
+from transfusion.experiments.deciding import Claim, Finding
 from transfusion.pages import verdicts
 from transfusion.statistics import contrasts, intervals
 from transfusion.studies import collected
@@ -310,7 +310,7 @@ def test_networks_that_learned_at_one_rate_alone_do_not_decide():
     found = claims.decide("scale_alone", results.assign(test_auc=lost))
     assert (found.verdict, found.p) == ("inconclusive", 1)
     neither = claims.decide("scale_alone", ignorant(results))
-    assert neither == Finding("not testable", 1, effects.NOT_LEARNED)
+    assert neither == Finding("not testable", 1, deciding.NOT_LEARNED)
     one = claims.decide("scale_alone", results.isel(lr=[0]))
     assert one.verdict == "holds" and "0.0003" not in one.found
 
@@ -357,7 +357,7 @@ def test_one_run_decides_nothing(name, all_learned):
 @pytest.mark.parametrize("name", [*ESTIMATED, "source_accuracy"])
 def test_nothing_is_said_where_every_run_failed(name, all_learned):
     found = claims.decide(name, none_done(CASES[name]["holds"]()))
-    assert found is effects.NOTHING or name == "source_accuracy"
+    assert found is deciding.NOTHING or name == "source_accuracy"
     assert found.verdict in ("inconclusive", "not testable")
 
 
@@ -369,7 +369,7 @@ def test_a_claim_can_do_without_some_arms(name, lack, all_learned):
     found = claims.decide(name, left if lack == "model" else from_random_alone(results))
     assert found.verdict in intervals.VERDICTS and "nan" not in found.found
     needs = NEEDS_LARGE if lack == "model" else NEEDS_OTHER
-    assert (found is effects.NOTHING) == (name in needs) or name == "source_accuracy"
+    assert (found is deciding.NOTHING) == (name in needs) or name == "source_accuracy"
 
 
 @pytest.mark.parametrize("name", ESTIMATED)
@@ -529,7 +529,7 @@ def test_what_is_counted_is_not_a_test_among_others(study):
 
 
 def test_claims_that_nothing_speaks_to_are_absent(study):
-    table = study(one=found("holds", 0.01), none=None, nothing=effects.NOTHING)
+    table = study(one=found("holds", 0.01), none=None, nothing=deciding.NOTHING)
     assert list(table.index) == ["one"]
     empty = study(none=None)
     assert len(empty) == 0 and {"verdict", "p", "found", "adjusted", "alone"} <= set(empty)
@@ -578,6 +578,6 @@ def test_another_task_is_no_other_recipe(all_learned):
 )
 def test_findings_that_must_agree(verdicts, p, expected):
     parts = [Finding(*each, f"so {i}") for i, each in enumerate(zip(verdicts, p, strict=True))]
-    both = effects.all_of(("one", parts[0]), ("other", parts[1]))
+    both = deciding.all_of(("one", parts[0]), ("other", parts[1]))
     assert (both.verdict, both.p) == expected and both.found == "one so 0; other so 1"
-    assert effects.all_of(("one", parts[0]), ("other", effects.NOTHING)) is effects.NOTHING
+    assert deciding.all_of(("one", parts[0]), ("other", deciding.NOTHING)) is deciding.NOTHING

@@ -310,22 +310,28 @@ def test_no_test_image_reaches_the_choice_of_a_rate(cache, photographs, monkeypa
 
 
 def test_a_notebook_names_its_study_and_what_is_to_be_otherwise():
-    notebook = {"study": "quick", "setting": {"steps": 5}, "seeds": 1, "table": None}
+    notebook = {"study": "quick", "setting": {"steps": 5}, "table": None, "seeds": len}
     stated = params.knobs("quick", "performance")
-    assert collected._asked("performance", notebook) == stated | {"steps": 5, "seeds": 1}
+    assert collected._asked("performance", notebook) == stated | {"steps": 5}
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("notebook", "message"),
     [
-        ({"stpes": 5}, "unknown parameter 'stpes'.*Did you mean 'steps'"),
-        ({"steps": "5"}, "steps: Input should be a valid integer, got '5'"),
-        ({"train_sizes": [32]}, "chapter 'performance' has no 'train_sizes'; small_data has"),
+        ({"setting": {"stpes": 5}}, "unknown parameter 'stpes'.*Did you mean 'steps'"),
+        ({"setting": {"steps": "5"}}, "steps: Input should be a valid integer, got '5'"),
+        ({"setting": {"train_sizes": [1]}}, "chapter 'performance' has no 'train_sizes'; small"),
+        ({"steps": 5}, 'steps is a knob: write `setting = {"steps": 5}`'),
+        ({"setting": {"study": "cells"}}, "setting names study 'cells', the notebook 'quick'"),
+        ({"study": "quik"}, "unknown study 'quik'.*Did you mean 'quick'"),
+        ({"study": None}, "unknown study None"),
     ],
 )
-def test_a_setting_that_would_do_nothing_is_refused(cache, setting, message):
+def test_a_setting_that_would_do_nothing_is_refused(cache, notebook, message):
     with pytest.raises(ValueError, match=message):
-        studies.collect("performance", {"study": "quick", "setting": setting})
+        studies.collect("performance", {"study": "quick", "setting": {}} | notebook)
+    with pytest.raises(ValueError, match="unknown chapter 'performances'"):
+        studies.collect("performances", {"study": "quick"})
 
 
 def test_a_study_says_everything():

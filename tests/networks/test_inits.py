@@ -103,6 +103,15 @@ def expected(name, built, source):
 def test_every_init_of_the_table_is_tried_here():
     there = {name.partition(":")[0] + ":" * (":" in name) for name in EVERY}
     assert {"random", *there} == set(terms.INITS)
+    for name in EVERY:
+        assert inits._function(name).__module__ == inits.__name__
+
+
+def test_a_row_without_a_function_is_told(monkeypatch):
+    for name in ("nothing", "weights", "apply"):
+        monkeypatch.setitem(terms.INITS, name, terms.Start("a title", "circle"))
+        with pytest.raises(ValueError, match=f"init '{name}' has no function {name}"):
+            inits._function(name)
 
 
 @pytest.mark.parametrize("name", EVERY)

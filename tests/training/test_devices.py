@@ -15,7 +15,8 @@ from transfusion.training import devices, fit
 
 STEPS = """
 import sys, torch
-from transfusion import models, parallel
+from transfusion.networks import models
+from transfusion.training import devices as parallel
 
 def steps(unknown):
     torch.manual_seed(0)

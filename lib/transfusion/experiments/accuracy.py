@@ -11,8 +11,8 @@ import scipy
 import xarray as xr
 
 from transfusion import terms
-from transfusion.experiments import effects, paper
-from transfusion.experiments.effects import LARGE
+from transfusion.experiments import deciding, paper
+from transfusion.experiments.deciding import LARGE
 from transfusion.statistics import contrasts, gate, intervals
 from transfusion.statistics.contrasts import Arms, Effect
 from transfusion.statistics.gate import BOTH
@@ -42,13 +42,13 @@ def margin_at(auc: float) -> float:
 
 def gains(results: xr.Dataset) -> Effect:
     """Transfer minus random, test AUC in points, by model: no difference (E2)."""
-    rows = _gain_rows(results)
+    rows = gain_rows(results)
     asked = gate.testable(results, rows, lambda m: gate.each(gate.either(m)))
     rule = contrasts.equivalent(margin(results, [model for (model,) in rows]))
     return Effect("gain", ("model",), rows, asked, rule)
 
 
-def _gain_rows(results: xr.Dataset) -> dict[tuple, Arms]:
+def gain_rows(results: xr.Dataset) -> dict[tuple, Arms]:
     """Of each model that has both: transfer less random, in points."""
     found = {(str(m),): gain(results, m) for m in results.model.values}
     return {label: arms for label, arms in found.items() if arms}
@@ -60,14 +60,14 @@ def gain(results: xr.Dataset, model: str) -> Arms:
     return contrasts.difference(results, transfer, random)
 
 
-def keeping_up(results: xr.Dataset, reference: str = effects.LARGE) -> Effect:
+def keeping_up(results: xr.Dataset, reference: str = deciding.LARGE) -> Effect:
     """Each small network minus the reference, test AUC in points, by init: not behind by more than
     the margin (E3)."""
     rows = {
         (model, init): contrasts.difference(
             results, {"model": model, "init": init}, {"model": reference, "init": init}
         )
-        for model, init in itertools.product(effects.small(results), BOTH)
+        for model, init in itertools.product(deciding.small(results), BOTH)
     }
     rows = {label: arms for label, arms in rows.items() if arms}
     asked = gate.testable(
@@ -104,7 +104,7 @@ def findings(results: xr.Dataset) -> Effect:
     """Gain of each finding that the paper names, a mean over models, with the paper's sign (E5)."""
     names = list(results.finding.values) if "finding_auc" in results else []
     rows, there = {}, gate.learned(results)
-    models = [m for (m,) in _gain_rows(results)]
+    models = [m for (m,) in gain_rows(results)]
     able = [m for m in models if any((m, init) in there for init in BOTH)]
     for finding in [f for f in names if str(f).lower() in PAPER_SIGNS]:
         one = of_finding(results, finding)
@@ -167,15 +167,15 @@ def loose(rho: intervals.Correlation) -> intervals.Decision:
     return intervals.Decision("differs" if rho.p < intervals.LEVEL else "inconclusive", rho.p)
 
 
-def source_accuracy(results: xr.Dataset) -> effects.Finding:
+def source_accuracy(results: xr.Dataset) -> deciding.Finding:
     if "source_auc" not in results:
-        return effects.NOTHING
+        return deciding.NOTHING
     rho = source_rank(results)
     if rho.n < NETWORKS:
         words = f"{rho.n} networks of one source have learned, {NETWORKS} would be needed"
-        return effects.Finding("not testable", 1.0, words)
+        return deciding.Finding("not testable", 1.0, words)
     ends = f"{rho.mean:+.2f} [{rho.low:+.2f}, {rho.high:+.2f}]"
-    return effects.Finding(*loose(rho), f"rank correlation {ends} over {rho.n} networks")
+    return deciding.Finding(*loose(rho), f"rank correlation {ends} over {rho.n} networks")
 
 
 # --- little data -----------------------------------------------------------------------------
@@ -195,12 +195,14 @@ def little_data(results: xr.Dataset, images: int | None = None) -> Effect:
     the fewest training images or so many: above 0 (E6)."""
     least = int(results.train_images.min()) if images is None else images
     one = results.sel(train_images=least)
-    large, rows = gain(one, effects.LARGE), {}
-    for model in effects.small(one) if large else []:
+    large, rows = gain(one, deciding.LARGE), {}
+    for model in deciding.small(one) if large else []:
         own = gain(one, model)
         if own:
             rows[(model,)] = [*large, *contrasts.scaled(-1, own)]
-    asked = gate.testable(one, rows, lambda model: [gate.either(model), gate.either(effects.LARGE)])
+    asked = gate.testable(
+        one, rows, lambda model: [gate.either(model), gate.either(deciding.LARGE)]
+    )
     return Effect("difference", ("model",), rows, asked, contrasts.above)
 
 
@@ -251,49 +253,49 @@ def _interaction() -> str:
 
 
 CLAIMS = {
-    "transfer": effects.Claim(
+    "transfer": deciding.Claim(
         "performance",
         "Transfer hardly changes the final AUC",
         _gain,
-        effects.by(gains, tuned=True),
+        deciding.by(gains, tuned=True),
     ),
-    "small_networks": effects.Claim(
+    "small_networks": deciding.Claim(
         "performance",
         "Small networks keep up with ResNet-50",
         _shortfall,
-        effects.by(keeping_up, tuned=True),
+        deciding.by(keeping_up, tuned=True),
     ),
-    "source_accuracy": effects.Claim(
+    "source_accuracy": deciding.Claim(
         "performance",
         "Accuracy on the source task does not foretell the medical AUC",
-        effects.stated("Table 1"),
+        deciding.stated("Table 1"),
         source_accuracy,
         exploratory=True,
     ),
-    "findings": effects.Claim(
+    "findings": deciding.Claim(
         "performance",
         "On chest films effects are mixed: edema and effusion up, cardiomegaly and consolidation "
         "down",
-        effects.stated("Table 2"),
-        effects.by(findings),
+        deciding.stated("Table 2"),
+        deciding.by(findings),
         exploratory=True,
     ),
-    "little_data": effects.Claim(
+    "little_data": deciding.Claim(
         "small_data",
         "With little data transfer helps the large network most",
         _interaction,
-        effects.by(little_data, tuned=True),
+        deciding.by(little_data, tuned=True),
     ),
-    "shrinking": effects.Claim(
+    "shrinking": deciding.Claim(
         "small_data",
         "The gain shrinks as data grow",
-        effects.stated("Table 3"),
-        effects.by(shrinking, tuned=True),
+        deciding.stated("Table 3"),
+        deciding.by(shrinking, tuned=True),
     ),
-    "frozen_features": effects.Claim(
+    "frozen_features": deciding.Claim(
         "performance",
         "Fine-tuning beats frozen features",
         lambda: "not confirmed",
-        effects.by(fine_tuning, tuned=True),
+        deciding.by(fine_tuning, tuned=True),
     ),
 }

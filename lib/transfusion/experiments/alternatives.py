@@ -10,8 +10,8 @@ import pandas as pd
 import xarray as xr
 
 from transfusion import terms
-from transfusion.experiments import accuracy, effects, learning
-from transfusion.experiments.effects import LARGE
+from transfusion.experiments import accuracy, deciding, learning
+from transfusion.experiments.deciding import LARGE
 from transfusion.experiments.tables import knobs_of
 from transfusion.statistics import contrasts, gate
 from transfusion.statistics.contrasts import Arms, Effect
@@ -23,10 +23,10 @@ TWICE = 2  # by how much operations must exceed what parameters suggest, see boo
 def slim(results: xr.Dataset) -> Effect:
     """Slim ResNet-50 with two pretrained blocks minus full transfer, test AUC in points: no
     difference (E17)."""
-    arms = _slim_less(results, effects.LARGE, "transfer")
-    rows = {(effects.LARGE, "transfer"): arms} if arms else {}
+    arms = _slim_less(results, deciding.LARGE, "transfer")
+    rows = {(deciding.LARGE, "transfer"): arms} if arms else {}
     asked = gate.testable(results, rows, lambda *other: gate.each([(terms.SLIM, CUT), other]))
-    rule = contrasts.equivalent(accuracy.margin(results, [terms.SLIM, effects.LARGE]))
+    rule = contrasts.equivalent(accuracy.margin(results, [terms.SLIM, deciding.LARGE]))
     return Effect("difference", ("model", "init"), rows, asked, rule)
 
 
@@ -38,7 +38,7 @@ def _slim_less(results: xr.Dataset, model: str, init: str) -> Arms:
 def slim_beside(results: xr.Dataset) -> pd.DataFrame:
     """The slim hybrid minus others, test AUC in points: full transfer, the large network with as
     many pretrained blocks, and its own random init."""
-    others = [(effects.LARGE, "transfer"), (effects.LARGE, CUT), (terms.SLIM, "random")]
+    others = [(deciding.LARGE, "transfer"), (deciding.LARGE, CUT), (terms.SLIM, "random")]
     rows = {other: _slim_less(results, *other) for other in others}
     return contrasts.measured("difference", ("model", "init"), rows)
 
@@ -46,7 +46,7 @@ def slim_beside(results: xr.Dataset) -> pd.DataFrame:
 def synthetic_gabors(results: xr.Dataset) -> Effect:
     """Synthetic Gabors as first layer, the rest random, minus a pretrained first layer, area, by
     model: no difference (E18)."""
-    rows, testable = learning._by_area(
+    rows, testable = learning.by_area(
         results, lambda _: [("gabor", 1.0), ("transfusion:conv1", -1.0)]
     )
     return Effect("difference", ("model",), rows, testable, contrasts.equivalent(accuracy.POINT))
@@ -57,26 +57,26 @@ def gabors_beside(results: xr.Dataset) -> pd.DataFrame:
     the same moments, and random init."""
     others = ("transfusion:conv1", "mean_var:conv1", "random")
     rows = {
-        (model, init): learning._area_sum(results, model, [("gabor", 1.0), (init, -1.0)])
+        (model, init): learning.area_sum(results, model, [("gabor", 1.0), (init, -1.0)])
         for model, init in itertools.product(map(str, results.model.values), others)
     }
     return contrasts.measured("difference", ("model", "init"), rows)
 
 
-def small_in_size_alone(results: xr.Dataset) -> effects.Finding:
+def small_in_size_alone(results: xr.Dataset) -> deciding.Finding:
     """`holds` for smaller networks whose share of the large one's multiply-adds is at least twice
     their share of the parameters. Both are counted, so there is nothing to estimate."""
     costs = results[["parameters", "multiply_adds"]].to_dataframe()
     if LARGE not in costs.index:
-        return effects.NOTHING
+        return deciding.NOTHING
     shares = (costs / costs.loc[LARGE])[costs["parameters"] < costs.loc[LARGE, "parameters"]]
     if shares.empty:
-        return effects.NOTHING
+        return deciding.NOTHING
     excess = shares["multiply_adds"] / shares["parameters"]
     small, work = shares.loc[excess.idxmin()]
     words = f"{small:.2f} of the parameters, {work:.2f} of the operations"
     verdict = "holds" if excess.min() >= TWICE else "differs"
-    return effects.Finding(verdict, np.nan, f"{words}, {terms.title(str(excess.idxmin()))}")
+    return deciding.Finding(verdict, np.nan, f"{words}, {terms.title(str(excess.idxmin()))}")
 
 
 def gains_by_variant(results: xr.Dataset) -> pd.DataFrame:
@@ -95,7 +95,7 @@ def any_recipe(results: xr.Dataset, own: str, others: Iterable[str]) -> Effect:
     rows, asked = {}, set()
     for variant in map(str, others):
         one = results.sel(variant=variant)
-        models = [m for (m,) in accuracy._gain_rows(one) if accuracy.gain(usual, m)]
+        models = [m for (m,) in accuracy.gain_rows(one) if accuracy.gain(usual, m)]
         if models:
             here, there = (
                 contrasts.mean(accuracy.gain(r, m) for m in models) for r in (one, usual)
@@ -111,11 +111,11 @@ def any_recipe(results: xr.Dataset, own: str, others: Iterable[str]) -> Effect:
     return Effect("difference", ("variant",), rows, asked, rule)
 
 
-def every_recipe(results: xr.Dataset) -> effects.Finding:
+def every_recipe(results: xr.Dataset) -> deciding.Finding:
     """The first variant is the study's own recipe; those that replace the task are left out."""
     own, *others = [v for v in map(str, results.variant.values) if v not in _tasks(results)]
-    each = [(v, effects.of_effect(any_recipe(results, own, [v]))) for v in others]
-    return effects.all_of(*each) if each else effects.NOTHING
+    each = [(v, deciding.of_effect(any_recipe(results, own, [v]))) for v in others]
+    return deciding.all_of(*each) if each else deciding.NOTHING
 
 
 def _tasks(results: xr.Dataset) -> list[str]:
@@ -140,19 +140,19 @@ def speedups_by_variant(results: xr.Dataset) -> pd.DataFrame:
 
 
 CLAIMS = {
-    "slim_tops": effects.Claim(
+    "slim_tops": deciding.Claim(
         "hybrids",
         "A slim ResNet-50 with two pretrained blocks keeps the AUC of full transfer",
-        effects.stated("Figure 8"),
-        effects.by(slim),
+        deciding.stated("Figure 8"),
+        deciding.by(slim),
     ),
-    "made_gabors": effects.Claim(
+    "made_gabors": deciding.Claim(
         "hybrids",
         "Synthetic Gabors do as well as a pretrained first layer",
-        effects.stated("Figure 8"),
-        effects.by(synthetic_gabors),
+        deciding.stated("Figure 8"),
+        deciding.by(synthetic_gabors),
     ),
-    "small_in_size_alone": effects.Claim(
+    "small_in_size_alone": deciding.Claim(
         "efficiency",
         "Small networks are small in parameters, not in computation",
         lambda: "not discussed",
@@ -160,7 +160,7 @@ CLAIMS = {
         exploratory=True,
         counted=True,
     ),
-    "any_recipe": effects.Claim(
+    "any_recipe": deciding.Claim(
         "robustness",
         "The answer on transfer does not hang on the recipe",
         lambda: "not tested",

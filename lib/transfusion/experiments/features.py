@@ -10,8 +10,8 @@ import pandas as pd
 import xarray as xr
 
 from transfusion import terms
-from transfusion.experiments import effects, paper, tables
-from transfusion.experiments.effects import LARGE, small
+from transfusion.experiments import deciding, paper, tables
+from transfusion.experiments.deciding import LARGE, small
 from transfusion.similarity import second_moments
 from transfusion.statistics import contrasts, gate
 from transfusion.statistics.contrasts import Arms, Effect
@@ -32,7 +32,7 @@ def gaps(results: xr.Dataset, measure: str = "cca") -> pd.DataFrame:
             continue
         final, initial = (pairs[pairs["state"] == state] for state in ("final", "initial"))
         row = {"model": model, **_kinds(final), "after": _gap(final), "before": _gap(initial)}
-        found = contrasts.combined(effects.over_seeds(_pseudo_values(pairs, _added)))
+        found = contrasts.combined(deciding.over_seeds(_pseudo_values(pairs, _added)))
         rows.append(row | contrasts.effect_row("added", found))
     return contrasts.as_table(rows, ["model"], "added")
 
@@ -54,7 +54,7 @@ def _large_minus_small(
     """Of a CCA a repetition of each network, of which one of these inits must have learned."""
     rows: dict[tuple, Arms] = {}
     for model in small(results) if LARGE in values else []:
-        both = [*effects.over_seeds(values[LARGE]), *effects.over_seeds(values[model], -1.0)]
+        both = [*deciding.over_seeds(values[LARGE]), *deciding.over_seeds(values[model], -1.0)]
         if all(one["value"].notnull().any() for _, one in both):
             rows[(model,)] = both
     asked = gate.testable(
@@ -164,7 +164,7 @@ def low_reuse(results: xr.Dataset) -> Effect:
     low, rest = gap.isel(depth=slice(0, 2)), gap.isel(depth=slice(2, None))
     values = low.mean("depth") - rest.mean("depth")
     rows = {
-        (str(m),): effects.over_seeds(values.sel(model=m, drop=True))
+        (str(m),): deciding.over_seeds(values.sel(model=m, drop=True))
         for m in values.model.values
         if values.sel(model=m).notnull().any()
     }
@@ -179,7 +179,7 @@ def foretold_r2(results: xr.Dataset) -> pd.DataFrame:
     rows = []
     places, kinds = ("first", "last"), BOTH
     for model, place, kind in itertools.product(map(str, results.model.values), places, kinds):
-        found = contrasts.combined(effects.over_seeds(_foretold(results, model, place, kind)))
+        found = contrasts.combined(deciding.over_seeds(_foretold(results, model, place, kind)))
         row = {"model": model, "block": place, "kind": f"random, {kind}"}
         rows.append({**row, **contrasts.effect_row("R2", found)})
     return contrasts.as_table(rows, ["model", "block", "kind"], "R2")
@@ -224,7 +224,7 @@ def foretelling(results: xr.Dataset) -> Effect:
     for model, place in places:
         other = _foretold(results, model, place)
         if len(mine) and len(other):
-            rows[model, place] = [*effects.over_seeds(mine), *effects.over_seeds(other, -1.0)]
+            rows[model, place] = [*deciding.over_seeds(mine), *deciding.over_seeds(other, -1.0)]
     asked = gate.testable(
         results, rows, lambda model, _: gate.each([(LARGE, "random"), (model, "random")])
     )
@@ -239,28 +239,28 @@ def _cca_gap() -> str:
 
 
 CLAIMS = {
-    "representations": effects.Claim(
+    "representations": deciding.Claim(
         "representations",
         "Transfer leaves other features behind in large networks, not in small ones",
         _cca_gap,
-        effects.by(other_features),
+        deciding.by(other_features),
     ),
-    "size": effects.Claim(
+    "size": deciding.Claim(
         "overparametrization",
         "Large networks change less than small ones while they learn",
-        effects.stated("Figure 3"),
-        effects.by(larger_keeps_more),
+        deciding.stated("Figure 3"),
+        deciding.by(larger_keeps_more),
     ),
-    "low_reuse": effects.Claim(
+    "low_reuse": deciding.Claim(
         "overparametrization",
         "Pretrained weights are reused in the lowest blocks alone",
-        effects.stated("Figure 3"),
-        effects.by(low_reuse),
+        deciding.stated("Figure 3"),
+        deciding.by(low_reuse),
     ),
-    "foretelling": effects.Claim(
+    "foretelling": deciding.Claim(
         "overparametrization",
         "Similarity at the start foretells the end in large networks' low layers",
-        effects.stated("Figure 4"),
-        effects.by(foretelling),
+        deciding.stated("Figure 4"),
+        deciding.by(foretelling),
     ),
 }

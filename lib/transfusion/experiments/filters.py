@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from transfusion.experiments import effects
-from transfusion.experiments.effects import LARGE, small
+from transfusion.experiments import deciding
+from transfusion.experiments.deciding import LARGE, small
 from transfusion.statistics import contrasts, gate, intervals
 from transfusion.statistics.contrasts import Effect
 
@@ -21,11 +21,11 @@ def movements(results: xr.Dataset) -> pd.DataFrame:
     rows = []
     for model, init in itertools.product(results.model.values, results.init.values):
         chosen = {"model": model, "init": init}
-        far = contrasts.combined(effects.over_seeds(_moved(results).sel(chosen, drop=True)))
+        far = contrasts.combined(deciding.over_seeds(_moved(results).sel(chosen, drop=True)))
         if far.n:
             share = _shares(results, model, init)
             before, after = (float(share.sel(state=s).mean()) for s in ("initial", "final"))
-            change = contrasts.combined(effects.over_seeds(_change(results, model, init)))
+            change = contrasts.combined(deciding.over_seeds(_change(results, model, init)))
             row = {"gabors before": before, "gabors after": after}
             row |= {"moved": far.mean, "moved low": far.low, "moved high": far.high}
             rows.append({**chosen, **row, **contrasts.effect_row("change", change)})
@@ -52,11 +52,11 @@ def moving(results: xr.Dataset) -> Effect:
     """How much further the filters of each small network move than the large one's, percent of
     their length, by init: above 0 (E12)."""
     far, rows = _moved(results), {}
-    for model, init in itertools.product(small(results), effects.both_inits(results)):
+    for model, init in itertools.product(small(results), deciding.both_inits(results)):
         if LARGE in far.model.values:
             own, large = (far.sel(model=m, init=init, drop=True) for m in (model, LARGE))
             if (own - large).notnull().any():
-                rows[model, init] = [*effects.over_seeds(own), *effects.over_seeds(large, -1.0)]
+                rows[model, init] = [*deciding.over_seeds(own), *deciding.over_seeds(large, -1.0)]
     asked = gate.testable(
         results, rows, lambda model, init: gate.each([(LARGE, init), (model, init)])
     )
@@ -72,7 +72,7 @@ def gabor_changes(results: xr.Dataset, init: str) -> Effect:
         if init in results.init.values:
             found = _change(results, model, init)
             if found.notnull().any():
-                rows[(model,)] = effects.over_seeds(found)
+                rows[(model,)] = deciding.over_seeds(found)
     asked = gate.testable(results, rows, lambda model: [[(model, init)]])
     rule = contrasts.equivalent(GABORS) if init == "random" else contrasts.below
     there = results["gabor"].isel(state=0).notnull().any(["init", "fold", "seed"])
@@ -92,24 +92,24 @@ def _in_steps(rule: contrasts.Decide, step: float) -> contrasts.Decide:
     return decide
 
 
-def gabor_filters(results: xr.Dataset) -> effects.Finding:
+def gabor_filters(results: xr.Dataset) -> deciding.Finding:
     """Both halves: none learned from random init, some erased from pretrained weights."""
     names = {"random": "learned", "transfer": "erased"}
-    halves = [(name, effects.of_effect(gabor_changes(results, i))) for i, name in names.items()]
-    return effects.all_of(*halves)
+    halves = [(name, deciding.of_effect(gabor_changes(results, i))) for i, name in names.items()]
+    return deciding.all_of(*halves)
 
 
 CLAIMS = {
-    "moving": effects.Claim(
+    "moving": deciding.Claim(
         "first_layer",
         "The first filters of large networks hardly move",
-        effects.stated("Figure 5"),
-        effects.by(moving),
+        deciding.stated("Figure 5"),
+        deciding.by(moving),
     ),
-    "gabor_filters": effects.Claim(
+    "gabor_filters": deciding.Claim(
         "first_layer",
         "Small networks learn no Gabor filters, and erase pretrained ones",
-        effects.stated("Figure 5"),
+        deciding.stated("Figure 5"),
         gabor_filters,
     ),
 }

@@ -10,8 +10,8 @@ import pandas as pd
 import xarray as xr
 
 from transfusion import terms
-from transfusion.experiments import effects, paper
-from transfusion.experiments.effects import LARGE
+from transfusion.experiments import deciding, paper
+from transfusion.experiments.deciding import LARGE
 from transfusion.statistics import contrasts, gate
 from transfusion.statistics.contrasts import Arms, Effect
 
@@ -55,7 +55,7 @@ def area(results: xr.Dataset) -> xr.DataArray:
     return (curve * weights).sum("step", skipna=False)
 
 
-def _area_sum(results: xr.Dataset, model: str, parts: list[tuple[str, float]]) -> Arms:
+def area_sum(results: xr.Dataset, model: str, parts: list[tuple[str, float]]) -> Arms:
     """A weighted sum of the areas of a model's inits; nothing where one was never run."""
     if not all(contrasts.has(results, model=model, init=init) for init, _ in parts):
         return []
@@ -63,12 +63,12 @@ def _area_sum(results: xr.Dataset, model: str, parts: list[tuple[str, float]]) -
     return [(w, found.sel(init=init, drop=True).to_dataset(name="value")) for init, w in parts]
 
 
-def _by_area(
+def by_area(
     results: xr.Dataset, parts: Callable[[str], list[tuple[str, float]]]
 ) -> tuple[dict[tuple, Arms], set[tuple]]:
     """Rows by model of weighted areas, and those of which an arm has learned."""
     wanted = {str(model): parts(str(model)) for model in results.model.values}
-    rows = {(model,): _area_sum(results, model, of) for model, of in wanted.items() if of}
+    rows = {(model,): area_sum(results, model, of) for model, of in wanted.items() if of}
     rows = {label: arms for label, arms in rows.items() if arms}
     return rows, gate.testable(
         results, rows, lambda model: [[(model, init) for init, _ in wanted[model]]]
@@ -107,7 +107,7 @@ def _speedup(results: xr.Dataset, model: str, init: str) -> dict:
     bound = "unknown" if all(never) else "at least" if never[0] else "at most" if never[1] else ""
     ends = {name: 2.0 ** getattr(found, name) for name in ("low", "high")}
     row = {"speed-up": 2.0**found.mean, **ends, "n": found.n, "bound": bound, "never": sum(never)}
-    decision = effects.UNDECIDED if never[1] else contrasts.above(found)
+    decision = deciding.UNDECIDED if never[1] else contrasts.above(found)
     return row | {"level": start_level(results, model)} | decision._asdict()
 
 
@@ -136,13 +136,13 @@ def scaling(results: xr.Dataset) -> Effect:
     rows = {(m,): _faster(results, m, "mean_var") for m in models}
     asked = gate.testable(results, rows, lambda model: [[(model, "random"), (model, "mean_var")]])
     late = any(bool(np.isinf(_steps(results, m, "mean_var")).any()) for (m,) in asked)
-    rule = (lambda effect: effects.UNDECIDED) if late else contrasts.above
+    rule = (lambda effect: deciding.UNDECIDED) if late else contrasts.above
     return Effect("faster", ("model",), rows, asked, rule, " doublings of speed", 2)
 
 
-def scaling_by_network(results: xr.Dataset) -> effects.Finding:
-    found = effects.of_effect(scaling(results))
-    if found is effects.NOTHING or found.verdict == "not testable":
+def scaling_by_network(results: xr.Dataset) -> deciding.Finding:
+    found = deciding.of_effect(scaling(results))
+    if found is deciding.NOTHING or found.verdict == "not testable":
         return found
     table = speedups(results).xs("mean_var", level="init")
     words = [f"{terms.title(str(m))} {ratio(row)}" for m, row in table.iterrows()]
@@ -162,7 +162,7 @@ def ratio(row: pd.Series) -> str:
 def scale_alone(results: xr.Dataset) -> Effect:
     """Mean Var against the control that keeps pretrained batch norm over random weights, area, by
     model: above 0 (E14)."""
-    rows, testable = _by_area(results, lambda _: [("mean_var", 1.0), ("batch_norm", -1.0)])
+    rows, testable = by_area(results, lambda _: [("mean_var", 1.0), ("batch_norm", -1.0)])
     return Effect("difference", ("model",), rows, testable, contrasts.above)
 
 
@@ -180,7 +180,7 @@ def _blockwise(results: xr.Dataset, model: str, base: str) -> list[str]:
 def marginal(results: xr.Dataset) -> pd.DataFrame:
     """What each further pretrained block adds, by model, in area (E15)."""
     rows = {
-        (model, more): _area_sum(results, model, [(more, 1.0), (less, -1.0)])
+        (model, more): area_sum(results, model, [(more, 1.0), (less, -1.0)])
         for model in map(str, results.model.values)
         for less, more in itertools.pairwise(prefixes(results, model))
     }
@@ -199,7 +199,7 @@ def first_block(results: xr.Dataset) -> Effect:
         # The later steps add up to the last of all less the first block.
         return [(names[1], 1 + 1 / later), (names[0], -1.0), (names[-1], -1 / later)]
 
-    rows, testable = _by_area(results, parts)
+    rows, testable = by_area(results, parts)
     return Effect("difference", ("model",), rows, testable, contrasts.above)
 
 
@@ -212,7 +212,7 @@ def low_against_many(results: xr.Dataset) -> Effect:
         last = _blockwise(results, model, "suffix")[-1:]
         return [(first[0], 1.0), (last[0], -1.0)] if first and last else []
 
-    rows, testable = _by_area(results, parts)
+    rows, testable = by_area(results, parts)
     return Effect("difference", ("model",), rows, testable, contrasts.above)
 
 
@@ -222,28 +222,28 @@ def _mean_var() -> str:
 
 
 CLAIMS = {
-    "scaling": effects.Claim(
+    "scaling": deciding.Claim(
         "weight_scaling",
         "The scale of pretrained weights alone speeds convergence",
         _mean_var,
         scaling_by_network,
     ),
-    "scale_alone": effects.Claim(
+    "scale_alone": deciding.Claim(
         "weight_scaling",
         "It is the scale of the weights, not batch norm",
-        effects.stated("section 5"),
-        effects.by(scale_alone),
+        deciding.stated("section 5"),
+        deciding.by(scale_alone),
     ),
-    "first_layer_most": effects.Claim(
+    "first_layer_most": deciding.Claim(
         "transfusion",
         "The first pretrained layer adds most",
-        effects.stated("Figure 7"),
-        effects.by(first_block),
+        deciding.stated("Figure 7"),
+        deciding.by(first_block),
     ),
-    "low_layers": effects.Claim(
+    "low_layers": deciding.Claim(
         "transfusion",
         "Low layers matter, not how many weights are pretrained",
-        effects.stated("Figure 7"),
-        effects.by(low_against_many),
+        deciding.stated("Figure 7"),
+        deciding.by(low_against_many),
     ),
 }

@@ -1,11 +1,9 @@
 """The paper's reported numbers as data: where each stands, and how far to trust it."""
 
+from functools import cache
 from importlib.resources import files
 
 import pandas as pd
-
-# Most to least trustworthy. The paper's appendix was not read; `unconfirmed` has no source seen.
-CONFIDENCE = ("confirmed by arithmetic", "second hand", "read off the figure", "unconfirmed")
 
 
 def numbers(where: str, measure: str) -> pd.DataFrame:
@@ -14,8 +12,15 @@ def numbers(where: str, measure: str) -> pd.DataFrame:
     AUC is in percent, CCA in [0, 1], speed-up a ratio of steps. Raises ValueError if there are
     none.
     """
-    table = pd.read_csv(str(files("transfusion.experiments") / "paper.csv"), keep_default_na=False)
+    table = _table()
     rows = table[(table["where"] == where) & (table["measure"] == measure)]
     if rows.empty:
         raise ValueError(f"nothing recorded of {measure!r} in {where!r}")
     return rows.astype({"value": float}).set_index(["model", "init"])
+
+
+@cache
+def _table() -> pd.DataFrame:
+    """`confidence` is, from most to least, confirmed by arithmetic, second hand, read off the
+    figure, or unconfirmed: no source seen has it, for the paper's appendix was not read."""
+    return pd.read_csv(str(files("transfusion.experiments") / "paper.csv"), keep_default_na=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, field, replace
 from typing import Annotated, Any, Literal, NamedTuple
@@ -23,9 +24,9 @@ SOURCE_SEED = 1_000_000
 
 @dataclass(frozen=True, kw_only=True, config=config.STRICT)
 class Knobs:
-    """The parameters of the notebooks; params/README.md explains each, with units.
+    """What a study's files and a notebook's setting say; params/README.md has each, with units.
 
-    What every chapter declares has no default here: a study says all of it.
+    What every chapter needs has no default here: a study says all of it.
     """
 
     study: str
@@ -100,16 +101,28 @@ def knobs_from(parameters: dict) -> Knobs:
 
 def require_own(chapter: str, parameters: Iterable[str]) -> None:
     """Raise ValueError for knobs that are another chapter's, and would do nothing in this one."""
+    own = CHAPTERS[config.one_of(chapter, CHAPTERS, "chapter")].own
     every = {name for each in CHAPTERS.values() for name in each.own}
-    for name in every.difference(CHAPTERS[chapter].own).intersection(parameters):
+    for name in every.difference(own).intersection(parameters):
         chapters = [other for other, each in CHAPTERS.items() if name in each.own]
         raise ValueError(f"chapter {chapter!r} has no {name!r}; {', '.join(chapters)} has")
 
 
-def declared(variables: Mapping[str, Any]) -> dict:
-    """The knobs among a notebook's variables (its `globals()`), and those of its `setting`."""
-    own = {name: variables[name] for name in Knobs.__dataclass_fields__ if name in variables}
-    return own | variables.get("setting", {})
+def setting(variables: Mapping[str, Any]) -> dict:
+    """The `study` and `setting` among a notebook's variables (its `globals()`).
+
+    Raises ValueError where a knob stands beside them, as papermill puts it there, which only warns:
+    it would do nothing.
+    """
+    plain = bool | int | float | str | list | dict | None
+    for name in Knobs.__dataclass_fields__:
+        if name != "study" and name in variables and isinstance(variables[name], plain):
+            told = json.dumps({name: variables[name]}, default=str)
+            raise ValueError(f"{name} is a knob: write `setting = {told}`")
+    study, own = variables.get("study"), dict(variables.get("setting", {}))
+    if own.setdefault("study", study) != study:
+        raise ValueError(f"setting names study {own['study']!r}, the notebook {study!r}")
+    return own
 
 
 def labelled(chapter: str, knobs: Knobs) -> list[tuple[Labels, Spec]]:

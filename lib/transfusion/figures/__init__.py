@@ -1,7 +1,7 @@
 """Figures of the pages: a collected Dataset or a table in, a HoloViews element out.
 
 Pages take them from here, `figures.performance(results)`: of trainings in `runs`, of what networks
-compute in `representations`, of images and filters in `pictures`. They ask statistics, not pages.
+compute in `representations`, of images and filters in `pictures`. They ask experiments, not pages.
 """
 
 from transfusion.figures.pictures import contact_sheet, filters, first_filters, gabors

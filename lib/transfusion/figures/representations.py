@@ -14,7 +14,6 @@ from transfusion.experiments import tables
 from transfusion.figures import style
 
 Kinds = dict[str, tuple[np.ndarray, str]]  # label: mask of pairs, init that they are coloured by
-MEASURES = {"cca": "mean CCA", "svcca": "SVCCA", "cka": "linear CKA"}
 # `framewise`, since networks have other blocks.
 HEAT = dict(framewise=True, responsive=True, tools=["hover"], toolbar=None, fontscale=1.15)
 HEAT |= dict(cmap="Blues", clim=(0, 1), colorbar=True, colorbar_position="bottom", title="")
@@ -63,7 +62,7 @@ def _by_model(
     one last."""
     models, measures = results.model.values[::-1], results.measure.values
     drawn = {
-        (terms.title(model), MEASURES[measure]): draw(
+        (terms.title(model), terms.MEASURES[measure]): draw(
             tables.blocks_of(results, model, measure), measure
         )
         for model in models
@@ -72,7 +71,7 @@ def _by_model(
     # Without values of their own the widgets would sort the names.
     dimensions = [
         hv.Dimension("model", values=[terms.title(model) for model in models]),
-        hv.Dimension("measure", values=[MEASURES[measure] for measure in measures]),
+        hv.Dimension("measure", values=[terms.MEASURES[measure] for measure in measures]),
     ]
     return hv.HoloMap(drawn, dimensions, sort=False)
 

@@ -147,7 +147,7 @@ def _curve(steps: np.ndarray, values: np.ndarray, label: str = "") -> hv.Curve:
 
 
 def intervals(table: pd.DataFrame, name: str, xlabel: str) -> hv.Overlay:
-    """Effects with their 95 % intervals, one row each, as `effects` gives them; 0 is dashed."""
+    """Effects with their 95 % intervals, a row each (`accuracy.gains_by_size`); 0 is dashed."""
     labels = [
         style.folded(
             ", ".join(terms.title(v) if isinstance(v, str) else f"{v:,} images" for v in key)

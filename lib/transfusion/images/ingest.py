@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from transfusion import config, store
 from transfusion.images import folds, layouts, tasks
@@ -239,6 +238,7 @@ def _square(image: Image.Image, size: int) -> np.ndarray:
 
 def _each(work: Callable[[int], None], count: int, what: str) -> None:
     """`work` on every number below `count`, in threads: reading and decoding leave the GIL."""
+    from tqdm import tqdm  # not in a box, which loads this module, too
 
     def stretch(start: int) -> int:
         numbers = range(start, min(start + STRETCH, count))

@@ -1,7 +1,7 @@
 """How images and their labels lie in what people download: a function a layout.
 
 To add one, write a function that reads one kind of folder or file into a Collection, and enter it
-in LAYOUTS; its keywords are the options it takes. Nothing is decoded here.
+in LAYOUTS; its keywords are the options of `ingest.ingest` that it takes. Nothing is decoded here.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ convolutions, batch norm at (1, 0). To add one: a row of `terms.INITS`, and its 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -17,7 +18,8 @@ from transfusion import config, terms
 from transfusion.networks import gabors, models, weights
 
 Record = dict[str, str]
-Start = Callable[[nn.Module, weights.State, torch.Generator], Record]
+TAKEN = ["net", "source", "generator"]
+Function = Callable[[nn.Module, weights.State, torch.Generator], Record]
 
 
 def apply(
@@ -49,21 +51,25 @@ def needed(name: str, net: nn.Module) -> set[str]:
     lowest = models.upto(net, block or every[-1])
     chosen = {"up to": lowest, "from": every[len(lowest) - 1 :], "alone": lowest[-1:]}
     names = models.tensors(net, chosen.get(start.blocks, every))
-    weights = _weight_names(net)
+    own = _weight_names(net)
     takes = {
         "nothing": set(),
         "all": names,
-        "weights": names.intersection(weights),
-        "all but weights": names.difference(weights),
+        "weights": names.intersection(own),
+        "all but weights": names.difference(own),
         "trained": names & dict(net.named_parameters()).keys(),  # no running statistics
-        "first weights": set(weights[:1]),
+        "first weights": set(own[:1]),
     }
     return takes[start.takes]
 
 
-def _function(name: str) -> Start:
+def _function(name: str) -> Function:
     """What `terms` says that an init does."""
-    return globals()[terms.start(name).does or name.partition(":")[0]]
+    wanted = terms.start(name).does or name.partition(":")[0]
+    found = globals().get(wanted)
+    if not inspect.isfunction(found) or [*inspect.signature(found).parameters] != TAKEN:
+        raise ValueError(f"init {name!r} has no function {wanted}(net, source, generator) here")
+    return found
 
 
 # --- what starts from every pretrained tensor ------------------------------------------------

@@ -114,7 +114,7 @@ def _cbr(form: CBR, outputs: int, channels: int) -> nn.Module:
 
 
 def _other(name: str, outputs: int) -> nn.Module:
-    from transfusion.networks import others  # torchvision, which loads as slowly as torch
+    from transfusion.networks import others  # torchvision, as slow as torch; CBRs need none
 
     return _named(*others.build(name, outputs))
 

@@ -1,4 +1,4 @@
-"""Networks that are not ours: torchvision's classifiers by their names, and the slim ResNet-50."""
+"""Networks that torchvision builds, by their names, or that are built of its parts."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ of what was measured; `build` makes the book. The top of the house: nothing belo
 
 from transfusion.pages.tables import (
     cost_table,
-    counted,
     difference_table,
     effect_table,
     effects_table,
@@ -40,7 +39,6 @@ __all__ = [
     "claims_table",
     "convergence",
     "cost_table",
-    "counted",
     "difference_table",
     "effect_table",
     "effects_table",

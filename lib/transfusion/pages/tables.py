@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -15,28 +15,8 @@ from IPython.display import HTML
 from transfusion import terms
 from transfusion.experiments import accuracy, features, paper, tuning
 from transfusion.experiments.tables import knobs_of
-from transfusion.figures import representations
 from transfusion.pages import verdicts
 from transfusion.statistics import contrasts, gate, intervals
-
-
-def counted(verdicts: list[str], names: Iterable[str] = ()) -> str:
-    """`holds for CBR-Tiny and CBR-Small; differs for CBR-LargeT`, or, without names, how often."""
-    names = list(names)
-    found = []
-    for verdict in intervals.VERDICTS:
-        chosen = [i for i, v in enumerate(verdicts) if v == verdict]
-        if chosen and names:
-            found.append(f"{verdict} for {_listed(terms.title(names[i]) for i in chosen)}")
-        elif chosen:
-            found.append(f"{verdict} {len(chosen)} of {len(verdicts)} times")
-    return "; ".join(found)
-
-
-def _listed(names: Iterable[str]) -> str:
-    """`A`, `A and B`, `A, B and C`."""
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def levels_table(results: xr.Dataset) -> HTML:
@@ -255,7 +235,7 @@ def _paper_gap(model: str) -> str:
 def measures_table(results: xr.Dataset) -> HTML:
     """What training adds to the gap, by each measure."""
     tables = {
-        representations.MEASURES[m]: contrasts.by_rate(partial(features.gaps, measure=m), results)
+        terms.MEASURES[m]: contrasts.by_rate(partial(features.gaps, measure=m), results)
         for m in results.measure.values
     }
     shown = _labels(next(iter(tables.values())))

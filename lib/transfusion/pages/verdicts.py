@@ -13,28 +13,28 @@ import xarray as xr
 from IPython.display import HTML
 
 from transfusion import records, terms
-from transfusion.experiments import claims, effects, tuning
+from transfusion.experiments import claims, deciding, tuning
 from transfusion.experiments.tables import knobs_of
 from transfusion.statistics import gate, intervals
 from transfusion.studies import collected, params
 
 
-def beside(study: str, found: dict[str, effects.Finding]) -> pd.DataFrame:
-    """`table` of these findings, which replace what is collected, and of what else they are
+def beside(study: str, found: dict[str, deciding.Finding]) -> pd.DataFrame:
+    """`all_verdicts` of these findings, which replace what is collected, and of what else they are
     corrected for: not of what is counted, which takes torch to count."""
     names = [name for name, claim in claims.CLAIMS.items() if name in found or not claim.counted]
     return all_verdicts(study, found, names)
 
 
 def all_verdicts(
-    study: str, found: dict[str, effects.Finding] | None = None, names: Iterable[str] = ()
+    study: str, found: dict[str, deciding.Finding] | None = None, names: Iterable[str] = ()
 ) -> pd.DataFrame:
     """All claims that a study has results for: verdict, p, found, beside, and `adjusted`, p for the
     number of claims of its family. What p alone decided and `adjusted` does not is inconclusive,
     and `alone` keeps the verdict that it would have by itself. `found` replaces what is collected,
     `names` are those asked, by default all.
     """
-    rows: dict[str, effects.Finding] = {}
+    rows: dict[str, deciding.Finding] = {}
     not_asked = set()
     results = functools.cache(functools.partial(collected.results, study))
     for name in names or claims.CLAIMS:
@@ -43,7 +43,7 @@ def all_verdicts(
             told = (found or {}).get(name) or claims.decide(name, results(claim.chapter))
         except FileNotFoundError:
             continue
-        if told is effects.NOTHING:
+        if told is deciding.NOTHING:
             not_asked.add(name)
         else:
             rows[name] = told
@@ -66,7 +66,7 @@ def verdict_box(results: xr.Dataset, *names: str) -> HTML:
     return HTML("".join(_box(claims.CLAIMS[name], table.loc[name]) for name in told))
 
 
-def _box(claim: effects.Claim, row: pd.Series) -> str:
+def _box(claim: deciding.Claim, row: pd.Series) -> str:
     beside = f" <small>{unbroken(row['beside'])}.</small>" if row["beside"] else ""
     return (
         f'<div class="verdict {_slug(row["verdict"])}">'

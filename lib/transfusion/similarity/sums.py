@@ -24,9 +24,6 @@ Array = Any  # numpy, torch on any device, or whatever numpy makes an array of
 Kept = Literal["variance", "singular values"]
 
 
-# --- the sums --------------------------------------------------------------------------------
-
-
 @dataclass(eq=False)
 class Sums:
     """The sums of one layer, by block of images.
@@ -220,9 +217,6 @@ def _beside(values: np.ndarray, array: Array) -> Array:
 
 def _host(array: Array) -> np.ndarray:
     return array if isinstance(array, np.ndarray) else array.cpu().numpy()
-
-
-# --- measures --------------------------------------------------------------------------------
 
 
 class White(NamedTuple):

@@ -55,8 +55,8 @@ def run(
 ) -> None:
     """Compute what a study misses and render its chapters; what is up to date is left alone.
 
-    Pages without runs are `render.book`'s, unless asked for. A second call for the same study and
-    cache waits for the first. Raises ValueError for whatever cannot run before anything is
+    Pages without runs are `pages.build.book`'s, unless asked for. A second call for the same study
+    and cache waits for the first. Raises ValueError for whatever cannot run before anything is
     computed, schedule.Failed after doing all else if something failed.
     """
     config.one_of(study, params.studies(), "study")

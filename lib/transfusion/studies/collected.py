@@ -27,8 +27,8 @@ from transfusion.studies import params, schedule
 def collect(chapter: str, notebook: Mapping[str, Any] | None = None, **parameters) -> xr.Dataset:
     """The Dataset that a chapter shows; what is missing is computed first, with a progress bar.
 
-    Of a `notebook` the variables (its `globals()`) say which study's files hold, and by `setting`,
-    or by a knob's name, what holds in their place. The Dataset is made of the study's records, and
+    Of a `notebook` the variables (its `globals()`) say which `study`'s files hold, and by `setting`
+    what holds in their place. The Dataset is made of the study's records, and
     kept for as long as these are the same. Dimensions are those of data_cache/README.md; attrs
     carry every run's key, status, device, commit and seconds.
     """
@@ -63,13 +63,14 @@ def collect(chapter: str, notebook: Mapping[str, Any] | None = None, **parameter
 
 
 def _asked(chapter: str, notebook: Mapping[str, Any] | None) -> dict:
-    """The knobs of a notebook: its own, and for the rest its study's."""
+    """The knobs of a notebook: those of its setting, and for the rest its study's."""
     if notebook is None:
         return {}
-    own, study = plan.declared(notebook), notebook["study"]
+    own = plan.setting(notebook)
     plan.require_own(chapter, own)
-    known = study in params.studies() and chapter in params.chapters(study)
-    return params.knobs(study, chapter) | own if known else own
+    if "target" in own:  # a page is given all, and its study may be nobody's any more
+        return own
+    return params.knobs(own["study"], chapter) | own
 
 
 @cache

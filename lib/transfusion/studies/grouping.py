@@ -1,4 +1,4 @@
-"""Groups of runs that are computed together: one fold and repetition, or what they need.
+"""Groups of runs: all of a network that the same chapters need, or one long run; a job each.
 
 No torch is imported here: a batch job reads this again before it computes.
 """

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from transfusion import config, store
 from transfusion.config import Spec
@@ -27,7 +27,7 @@ def studies() -> list[str]:
 
 
 def files(study: str, chapter: str) -> list[Path]:
-    """The parameter files of a chapter, in the order in which papermill would join them.
+    """The parameter files of a chapter, what a later one says wins.
 
     Raises ValueError for an unknown study, chapter or a study without that file.
     """
@@ -52,21 +52,23 @@ def knobs(study: str, chapter: str) -> dict:
     return values
 
 
-class _Yaml(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+@cache
+def _loader() -> Any:
     """YAML whose 1e-3 is a number, as in YAML 1.2."""
+    import yaml  # not in a box, which loads this module, too
 
-
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+    loader: Any = type("Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
+    number = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+    loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    return loader
 
 
 def read_yaml(path: Path) -> dict:
     """A flat parameter file; raises ValueError where it is not one."""
+    import yaml
+
     try:
-        values = yaml.load(path.read_text(), Loader=_Yaml)
+        values = yaml.load(path.read_text(), Loader=_loader())
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {error}") from None
     if not isinstance(values or {}, dict):

@@ -6,7 +6,6 @@ import pandas as pd
 
 from transfusion import config, records, store
 from transfusion.config import Spec
-from transfusion.experiments import accuracy, tuning
 from transfusion.statistics import contrasts, intervals
 from transfusion.studies import collected, grouping, params, schedule
 
@@ -15,6 +14,8 @@ def could_show(study: str) -> pd.DataFrame:
     """Of claims on final AUC the smallest true contrast, in points, that a study would find four
     times in five, and the margin, reckoned from the repetitions of its tuning: empty before these.
     """
+    from transfusion.experiments import accuracy, tuning  # what decides claims loads for a second
+
     try:
         pilots = tuning.at_best_rates(collected.results(study, "tuning"))
         knobs = params.knobs(study, "performance")

@@ -44,7 +44,7 @@ def fit(
     A run whose loss is not finite ends as `failed`, with step and learning rate in the attrs.
     `precision` decides where the run leaves it open (`any`): by default what this machine is fast
     at, or what is there. `images` are those of the run, where the caller has them already; `tell`
-    hears of each evaluation and says whether to go on: else Stopped is raised.
+    hears of each evaluation and says whether to go on: else `loop.Stopped` is raised.
     Raises ValueError for an unknown model, data set or weights that do not fit.
     """
     with store.lease(run.key):
@@ -142,9 +142,6 @@ def _outputs(spec: config.Data) -> int:
     return int(tasks.attrs(spec)["outputs"])
 
 
-# --- the loop --------------------------------------------------------------------------------
-
-
 def _fit(
     run: config.Run,
     precision: config.Native,
@@ -167,9 +164,6 @@ def _fit(
         store.save_weights(run.key, loop.state_copy(net), save_file)
     kept = _tested(net, images, precision).assign(_filters(before, _first_filters(net)))
     return _keep(run, progress, kept, "done", **facts, **stepped)
-
-
-# --- what is kept ----------------------------------------------------------------------------
 
 
 def _tested(net: nn.Module, images: xr.Dataset, precision: str) -> xr.Dataset:
