@@ -33,9 +33,11 @@ def test_a_second_call_leaves_everything_alone(smoke):
     assert before == after
 
 
-def test_plain_papermill_gives_the_same_page(smoke, tmp_path):
-    files = [ROOT / f"params/smoke/{name}.yml" for name in ("common", "performance")]
-    options = [part for file in files for part in ("-f", str(file))]
+FILES = [f"params/smoke/{name}.yml" for name in ("common", "performance")]
+
+
+@pytest.mark.parametrize("options", [["-p", "study", "smoke"], ["-f", FILES[0], "-f", FILES[1]]])
+def test_plain_papermill_gives_the_same_page(smoke, tmp_path, options):
     out = str(tmp_path / "out.ipynb")
     command = [sys.executable, "-m", "papermill", "book/performance.ipynb", out, *options]
     found = subprocess.run(command, cwd=ROOT, env=smoke, capture_output=True, text=True)

@@ -309,10 +309,15 @@ def test_no_test_image_reaches_the_choice_of_a_rate(cache, photographs, monkeypa
 # --- studies ---------------------------------------------------------------------------------
 
 
-def test_a_notebook_names_its_study_and_what_is_to_be_otherwise():
-    notebook = {"study": "quick", "setting": {"steps": 5}, "table": None, "seeds": len}
+def test_a_notebook_names_its_study_and_what_is_to_be_otherwise(capsys):
+    notebook = {"study": "quick", "setting": {"steps": 5}, "table": None, "images": len}
     stated = params.knobs("quick", "performance")
     assert collected._asked("performance", notebook) == stated | {"steps": 5}
+    assert "not as params/quick has it: steps=5" in capsys.readouterr().err
+    assert collected._asked("performance", stated) == stated, "as papermill gives a study's files"
+    assert not capsys.readouterr().err
+    assert collected._asked("performance", stated | {"batch": 8})["batch"] == 8
+    assert "batch=8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -321,7 +326,6 @@ def test_a_notebook_names_its_study_and_what_is_to_be_otherwise():
         ({"setting": {"stpes": 5}}, "unknown parameter 'stpes'.*Did you mean 'steps'"),
         ({"setting": {"steps": "5"}}, "steps: Input should be a valid integer, got '5'"),
         ({"setting": {"train_sizes": [1]}}, "chapter 'performance' has no 'train_sizes'; small"),
-        ({"steps": 5}, 'steps is a knob: write `setting = {"steps": 5}`'),
         ({"setting": {"study": "cells"}}, "setting names study 'cells', the notebook 'quick'"),
         ({"study": "quik"}, "unknown study 'quik'.*Did you mean 'quick'"),
         ({"study": None}, "unknown study None"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, field, replace
 from typing import Annotated, Any, Literal, NamedTuple
@@ -109,18 +108,14 @@ def require_own(chapter: str, parameters: Iterable[str]) -> None:
 
 
 def setting(variables: Mapping[str, Any]) -> dict:
-    """The `study` and `setting` among a notebook's variables (its `globals()`).
-
-    Raises ValueError where a knob stands beside them, as papermill puts it there, which only warns:
-    it would do nothing.
-    """
+    """The `study` and `setting` among a notebook's variables (its `globals()`), and knobs that
+    stand beside them, as papermill puts them there; raises ValueError for two studies."""
     plain = bool | int | float | str | list | dict | None
-    for name in Knobs.__dataclass_fields__:
-        if name != "study" and name in variables and isinstance(variables[name], plain):
-            told = json.dumps({name: variables[name]}, default=str)
-            raise ValueError(f"{name} is a knob: write `setting = {told}`")
-    study, own = variables.get("study"), dict(variables.get("setting", {}))
-    if own.setdefault("study", study) != study:
+    knobs = {n: variables[n] for n in Knobs.__dataclass_fields__ if n in variables}
+    own = {name: value for name, value in knobs.items() if isinstance(value, plain)}
+    own |= variables.get("setting", {})
+    if own.setdefault("study", None) != variables.get("study"):
+        study = variables.get("study")
         raise ValueError(f"setting names study {own['study']!r}, the notebook {study!r}")
     return own
 

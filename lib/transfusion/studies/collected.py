@@ -27,10 +27,10 @@ from transfusion.studies import params, schedule
 def collect(chapter: str, notebook: Mapping[str, Any] | None = None, **parameters) -> xr.Dataset:
     """The Dataset that a chapter shows; what is missing is computed first, with a progress bar.
 
-    Of a `notebook` the variables (its `globals()`) say which `study`'s files hold, and by `setting`
-    what holds in their place. The Dataset is made of the study's records, and
-    kept for as long as these are the same. Dimensions are those of data_cache/README.md; attrs
-    carry every run's key, status, device, commit and seconds.
+    Of a `notebook` the variables (its `globals()`) say which `study`'s files hold, and by
+    `setting`, or by a knob's name, what holds in their place, which is told. The Dataset is made of
+    the study's records, and kept for as long as these are the same. Dimensions are those of
+    data_cache/README.md; attrs carry every run's key, status, device, commit and seconds.
     """
     knobs = plan.knobs_from(_asked(chapter, notebook) | parameters)
     labelled = plan.labelled(chapter, knobs)
@@ -68,9 +68,14 @@ def _asked(chapter: str, notebook: Mapping[str, Any] | None) -> dict:
         return {}
     own = plan.setting(notebook)
     plan.require_own(chapter, own)
-    if "target" in own:  # a page is given all, and its study may be nobody's any more
-        return own
-    return params.knobs(own["study"], chapter) | own
+    if own["study"] not in params.studies() and "target" in own:
+        return own  # all is given, of a study that has no files here
+    stated = params.knobs(own["study"], chapter)
+    changed = {name: value for name, value in own.items() if stated.get(name) != value}
+    if changed:
+        told = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+        print(f"not as params/{own['study']} has it: {told}", file=sys.stderr)
+    return stated | own
 
 
 @cache
