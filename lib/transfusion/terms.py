@@ -101,7 +101,7 @@ def start(init: str) -> Start:
     return INITS[kind + colon]
 
 
-def network(name: str) -> Network:
+def about(name: str) -> Network:
     return NETWORKS.get(name, Network(name))
 
 
@@ -110,7 +110,7 @@ def title(name: str) -> str:
     kind, colon, block = name.partition(":")
     if kind + colon in INITS:
         return INITS[kind + colon].title.format(block)
-    return TITLES.get(name) or network(name).title
+    return TITLES.get(name) or about(name).title
 
 
 def look(name: str) -> tuple[str, str]:

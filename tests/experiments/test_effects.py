@@ -59,7 +59,7 @@ def sizes(said):
 
 def decided(effect):
     """Verdict and p of each row as if all its networks had learned."""
-    return contrasts.table(effect._replace(testable=set(effect.rows)))
+    return contrasts.listed(effect._replace(testable=set(effect.rows)))
 
 
 # --- sums of arms ----------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def decided(effect):
 
 def test_gains_are_paired_differences_in_points():
     results = performance([0.02, -0.03], noise=0.01)
-    table = contrasts.table(accuracy.gains(results))
+    table = contrasts.listed(accuracy.gains(results))
     by_hand = 100 * (results.test_auc[:, 1] - results.test_auc[:, 0]).mean(["fold", "seed"])
     np.testing.assert_allclose(table["gain"], by_hand)
     assert (table["n"] == RUNS).all() and (table["patients"] == FOLDS * made_up.PATIENTS).all()
@@ -82,7 +82,7 @@ def test_the_contrast_of_scores_is_that_of_sklearns_aucs():
         auc[place] = roc_auc_score(target[place[2]], score.values[place])
     gain = 100 * (auc[:, 1] - auc[:, 0]).mean((1, 2))
     effect = accuracy.gains(made_up.collected(images))
-    np.testing.assert_allclose(contrasts.table(effect)["gain"], gain)
+    np.testing.assert_allclose(contrasts.listed(effect)["gain"], gain)
     assert contrasts.contrast(effect).mean == pytest.approx(gain.mean())
 
 
@@ -232,15 +232,15 @@ def test_nets_that_share_their_images_are_compared_more_sharply():
     ],
 )
 def test_gains_come_out_with_each_verdict(gain, noise, verdicts):
-    table = contrasts.table(accuracy.gains(performance([gain, gain], noise)))
+    table = contrasts.listed(accuracy.gains(performance([gain, gain], noise)))
     assert table["verdict"].tolist() == verdicts
     assert ((table["p"] < intervals.LEVEL) == (table["verdict"] != "inconclusive")).all()
 
 
 def test_keeping_up_is_not_being_worse():
-    table = contrasts.table(accuracy.keeping_up(performance([0.0, 0.05])))
+    table = contrasts.listed(accuracy.keeping_up(performance([0.0, 0.05])))
     assert table.loc[("cbr_tiny", "random"), "verdict"] == "holds"
-    better = contrasts.table(accuracy.keeping_up(made_up.keeping_up(0.05, -0.05)))
+    better = contrasts.listed(accuracy.keeping_up(made_up.keeping_up(0.05, -0.05)))
     assert better["verdict"].tolist() == ["holds", "differs"]
 
 
@@ -251,7 +251,7 @@ def test_inception_is_not_a_small_network():
 
 
 def test_fine_tuning_is_set_against_each_networks_own_features():
-    table = contrasts.table(accuracy.fine_tuning(made_up.frozen([0.05, -0.03])))
+    table = contrasts.listed(accuracy.fine_tuning(made_up.frozen([0.05, -0.03])))
     assert table["difference"].tolist() == pytest.approx([5, -3], abs=0.2)
     assert table["verdict"].tolist() == ["holds", "differs"]
     assert accuracy.fine_tuning(performance(0.0)).rows == {}
@@ -274,7 +274,7 @@ def test_findings_are_told_apart_by_p_for_their_number():
 
 def test_the_sign_of_a_finding_is_the_papers():
     results = films((*FINDINGS, "atelectasis", "Pleural Effusion"))
-    table = contrasts.table(accuracy.findings(results))
+    table = contrasts.listed(accuracy.findings(results))
     expected = ["holds", "holds", "differs", "differs", "holds"]  # all gain; two should lose
     assert table["verdict"].tolist() == expected and "atelectasis" not in table.index
     by_model = accuracy.finding_gains(results)["gain"].groupby("finding").mean()
@@ -289,7 +289,7 @@ def test_a_task_without_findings_has_no_gains_of_findings():
 
 def test_findings_are_a_mean_over_networks_that_have_learned():
     results = ignorant(films(), model="cbr_tiny")
-    table = contrasts.table(accuracy.findings(results)).iloc[:, 0]
+    table = contrasts.listed(accuracy.findings(results)).iloc[:, 0]
     large = accuracy.finding_gains(results)["gain"][LARGE]
     np.testing.assert_allclose(table, [1, 1, -1, -1] * large[table.index])
     none = accuracy.findings(ignorant(films()))
@@ -353,9 +353,9 @@ def test_a_network_that_has_not_learned_leaves_the_contrast():
     whole = accuracy.gains(results)
     assert contrasts.contrast(whole).mean == pytest.approx(2.5)
     lost = accuracy.shrinking(ignorant(two_sizes(), model="cbr_tiny"))
-    assert lost.testable == {("cbr_small",), (LARGE,)} and len(contrasts.table(lost)) == 3
+    assert lost.testable == {("cbr_small",), (LARGE,)} and len(contrasts.listed(lost)) == 3
     assert contrasts.contrast(lost).mean == pytest.approx(-2)
-    table = contrasts.table(lost)
+    table = contrasts.listed(lost)
     assert table.loc["cbr_tiny", "verdict"] == "not testable" and table.loc["cbr_tiny", "p"] == 1
 
 
@@ -423,7 +423,7 @@ def test_the_interval_of_the_contrast_is_that_of_the_mean_in_each_fold():
 
 def test_nothing_testable_is_no_number():
     effect = accuracy.gains(ignorant(performance([0.0, 0.0])))
-    assert contrasts.contrast(effect) is None and len(contrasts.table(effect)) == 2
+    assert contrasts.contrast(effect) is None and len(contrasts.listed(effect)) == 2
     assert contrasts.decision(effect) == ("not testable", 1)
 
 
@@ -518,7 +518,7 @@ def test_where_the_best_rate_lies_at_an_end_the_grid_must_grow():
 
 def test_slopes_are_points_a_doubling(all_learned):
     results = made_up.small_data({100: [0.04] * 3, 200: [0.03] * 3, 400: [0.02] * 3}, noise=0)
-    table = contrasts.table(accuracy.shrinking(results))
+    table = contrasts.listed(accuracy.shrinking(results))
     np.testing.assert_allclose(table["slope"], -1, atol=1e-9)
     uneven = made_up.small_data({100: [0.05, 0, 0.01], 300: [0.02, 0, 0.04], 450: [0, 0.01, 0]})
     gains = accuracy.gains_by_size(uneven)["gain"]
@@ -531,14 +531,14 @@ def test_slopes_are_points_a_doubling(all_learned):
 def test_a_size_at_which_a_network_never_ended_is_left_out_of_its_slope(all_learned):
     some = made_up.small_data({100: [0.04] * 3, 200: [0.5] * 3, 400: [0.02] * 3})
     lost = failed(some, train_images=200, model="cbr_tiny", init="transfer")
-    table = contrasts.table(accuracy.shrinking(lost))
+    table = contrasts.listed(accuracy.shrinking(lost))
     assert table.loc["cbr_tiny", "slope"] == pytest.approx(-1) and len(table) == 3
 
 
 def test_with_little_data_gains_are_set_against_each_other(all_learned):
     results = made_up.small_data({100: [0.01, 0.02, 0.05], 400: [0, 0, 0]}, noise=0)
     for images, expected in ((None, [4, 3]), (100, [4, 3]), (400, [0, 0])):
-        table = contrasts.table(accuracy.little_data(results, images))
+        table = contrasts.listed(accuracy.little_data(results, images))
         assert table["difference"].tolist() == pytest.approx(expected, abs=1e-9)
 
 
@@ -640,7 +640,7 @@ def test_each_block_adds_to_those_below_it(all_learned):
     results = made_up.blockwise([[0.06, 0.02, 0.01], [0.03, 0.02, 0.01]], suffix=0.02, noise=0)
     np.testing.assert_allclose(learning.marginal(results)["added"], [6, 2, 1, 3, 2, 1])
     first, low = (
-        contrasts.table(f(results)) for f in (learning.first_block, learning.low_against_many)
+        contrasts.listed(f(results)) for f in (learning.first_block, learning.low_against_many)
     )
     np.testing.assert_allclose(first["difference"], [6 - 1.5, 3 - 1.5])
     np.testing.assert_allclose(low["difference"], [4, 1])
@@ -658,12 +658,12 @@ def test_a_network_without_cuts_adds_everything_at_once(all_learned):
 
 def test_slim_and_gabors_are_set_against_each_of_the_others(all_learned):
     results = made_up.hybrids((0.02, 0.01, 0.05), gabor=(0.03, 0.04), noise=0)
-    np.testing.assert_allclose(contrasts.table(alternatives.slim(results))["difference"], [-2])
+    np.testing.assert_allclose(contrasts.listed(alternatives.slim(results))["difference"], [-2])
     np.testing.assert_allclose(alternatives.slim_beside(results)["difference"], [-2, -1, 5])
     table = alternatives.gabors_beside(results)["difference"]
     np.testing.assert_allclose(table["cbr_tiny"], [-3, 2, 7])
     np.testing.assert_allclose(table[LARGE], [-4, 1, 6])
-    own = contrasts.table(alternatives.synthetic_gabors(results))
+    own = contrasts.listed(alternatives.synthetic_gabors(results))
     assert own["difference"].to_dict() == pytest.approx({"cbr_tiny": -3, LARGE: -4})
     assert own["verdict"].tolist() == ["differs", "differs"]
 
@@ -674,7 +674,7 @@ def test_slim_and_gabors_are_set_against_each_of_the_others(all_learned):
 def test_another_recipe_is_the_difference_of_the_mean_gains():
     results = made_up.robustness({"own": [0, 0.04], "wide": [0.02, 0.03], "slow": [0, 0.04]})
     effect = alternatives.any_recipe(results, "own", ["wide", "slow"])
-    table = contrasts.table(effect)
+    table = contrasts.listed(effect)
     assert table["difference"].tolist() == pytest.approx([0.5, 0], abs=1e-9)
     lost = results["test_auc"].where((results.variant != "own") | (results.model != LARGE), 0.5)
     lost = results.assign(test_auc=lost.transpose(*results["test_auc"].dims))
@@ -723,7 +723,7 @@ def test_gains_at_the_margin_are_seldom_decided(rng, all_learned):
     drawn = 0.02 * rng.normal(size=results["test_auc"].shape)
     gain = 0.01 * (results.init == "transfer")
     results = results.assign(test_auc=results["test_auc"] + gain + drawn)
-    assert at_most_one_in_twenty(contrasts.table(accuracy.gains(results))["p"] < 0.05)
+    assert at_most_one_in_twenty(contrasts.listed(accuracy.gains(results))["p"] < 0.05)
 
 
 def learners(rng, nets):
@@ -799,9 +799,11 @@ def test_arms_that_never_ran_have_no_rows_and_one_run_decides_nothing(name, all_
     arm = {"init": needed.get(name, results.init.values[-1])}
     rest, absent = measure(failed(results, **arm)), measure(results.drop_sel(**arm))
     # Never asked for is as never done.
-    pd.testing.assert_frame_equal(contrasts.table(rest), contrasts.table(absent), check_dtype=False)
+    pd.testing.assert_frame_equal(
+        contrasts.listed(rest), contrasts.listed(absent), check_dtype=False
+    )
     assert len(rest.rows) < len(whole.rows)
-    nothing = contrasts.table(measure(failed(results)))
+    nothing = contrasts.listed(measure(failed(results)))
     assert nothing.empty and list(nothing.index.names) == list(whole.keys)
     assert {"low", "high", "n", "verdict", "p"} <= set(nothing)
 

@@ -45,7 +45,7 @@ def test_gaps_are_what_training_adds_to_random_random_minus_random_transfer():
 def test_other_features_are_the_large_networks_gap_less_the_small_ones():
     results = similarity([0.01, 0.0, 0.05], noise=0.0005)
     effect = features.other_features(results)
-    table = contrasts.table(effect)
+    table = contrasts.listed(effect)
     assert table["difference"].to_dict() == pytest.approx(
         {"cbr_tiny": 0.04, "cbr_small": 0.05}, abs=0.001
     )
@@ -123,13 +123,13 @@ def test_what_is_kept_is_above_chance_at_matched_depth():
 
 def test_size_is_what_the_large_network_keeps_more():
     results = changed([FALLING, STAYING], [LEVEL, LEVEL], noise=0.01)
-    row = contrasts.table(features.larger_keeps_more(results)).loc["cbr_small"]
+    row = contrasts.listed(features.larger_keeps_more(results)).loc["cbr_small"]
     assert row["difference"] == pytest.approx(0.3, abs=0.02) and row["verdict"] == "holds"
     kept = features.kept(results).sel(init="random").mean("depth")
     expected = stats.ttest_1samp(kept.sel(model=LARGE) - kept.sel(model="cbr_small"), 0)
     assert ends(row) == pytest.approx(tuple(expected.confidence_interval()))
     assert row["p"] == pytest.approx(expected.pvalue)
-    first = contrasts.table(features.larger_keeps_more(results, depth=0)).loc["cbr_small"]
+    first = contrasts.listed(features.larger_keeps_more(results, depth=0)).loc["cbr_small"]
     assert first["difference"] == pytest.approx(0, abs=0.02)
     swapped = changed([STAYING, FALLING], [LEVEL, LEVEL], noise=0.01)
     assert contrasts.decision(features.larger_keeps_more(swapped)).verdict == "differs"
@@ -139,14 +139,14 @@ def test_size_is_what_the_large_network_keeps_more():
 
 def test_reuse_is_the_excess_of_pretrained_networks_in_low_blocks():
     low_only = [0.9, 0.9, 0.6, 0.6]
-    table = contrasts.table(
+    table = contrasts.listed(
         features.low_reuse(changed([LEVEL, LEVEL], [low_only, LEVEL], noise=0.005))
     )
     # Five depths over four blocks: the second lies between the first two, the third in the middle.
     assert table.loc["cbr_small", "low minus rest"] == pytest.approx(0.3 - 0.15 / 3, abs=0.02)
     assert table["verdict"].tolist() == ["holds", "inconclusive"]
     high = features.low_reuse(changed([LEVEL] * 2, [low_only[::-1], LEVEL], noise=0.005))
-    assert contrasts.table(high).loc["cbr_small", "verdict"] == "differs"
+    assert contrasts.listed(high).loc["cbr_small", "verdict"] == "differs"
 
 
 @pytest.mark.parametrize(
@@ -260,11 +260,11 @@ def test_movements_are_percent_and_gabors_are_counted():
     row = table.loc[("cbr_small", "transfer")]
     assert row["moved"] == pytest.approx(5, rel=0.05) and row["n"] == RUNS
     assert (row["gabors before"], row["gabors after"], row["change"]) == (50, 25, -25)
-    further = contrasts.table(filters.moving(results))
+    further = contrasts.listed(filters.moving(results))
     assert further["verdict"].tolist() == ["holds", "holds"]
     assert further["further"].tolist() == pytest.approx([9, 4], rel=0.1)
     for init in gate.BOTH:
-        found = contrasts.table(filters.gabor_changes(results, init))
+        found = contrasts.listed(filters.gabor_changes(results, init))
         assert found["verdict"].to_dict() == {"cbr_small": "holds"}
         assert ends(found.loc["cbr_small"]) == ends(table.loc[("cbr_small", init)])
 
@@ -320,7 +320,7 @@ def test_what_is_kept_of_nothing_is_seldom_decided(rng, all_learned):
     values = 0.5 + 0.05 * rng.normal(size=(100, 3, 8))
     effect = features.low_reuse(made_up.compared(values, pairs, models=names))
     assert len(effect.rows) == 100
-    assert at_most_one_in_twenty(contrasts.table(effect)["verdict"] != "inconclusive")
+    assert at_most_one_in_twenty(contrasts.listed(effect)["verdict"] != "inconclusive")
 
 
 # --- what is missing -------------------------------------------------------------------------
@@ -336,7 +336,7 @@ OF_COMPARISONS = {
 
 
 def as_table(found):
-    return contrasts.table(found) if isinstance(found, contrasts.Effect) else found
+    return contrasts.listed(found) if isinstance(found, contrasts.Effect) else found
 
 
 @pytest.mark.parametrize("name", OF_COMPARISONS)

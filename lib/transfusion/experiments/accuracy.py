@@ -184,7 +184,7 @@ def source_accuracy(results: xr.Dataset) -> deciding.Finding:
 def gains_by_size(results: xr.Dataset) -> pd.DataFrame:
     """`gains` for each number of training images (E6)."""
     parts = {
-        int(n): contrasts.table(gains(results.sel(train_images=n)))
+        int(n): contrasts.listed(gains(results.sel(train_images=n)))
         for n in results.train_images.values
     }
     return contrasts.stacked(parts, "train_images")

@@ -82,7 +82,7 @@ def small_in_size_alone(results: xr.Dataset) -> deciding.Finding:
 def gains_by_variant(results: xr.Dataset) -> pd.DataFrame:
     """`gains` under each variant of the recipe (E19)."""
     parts = {
-        str(v): contrasts.table(accuracy.gains(results.sel(variant=v)))
+        str(v): contrasts.listed(accuracy.gains(results.sel(variant=v)))
         for v in results.variant.values
     }
     return contrasts.stacked(parts, "variant")

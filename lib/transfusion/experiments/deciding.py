@@ -18,7 +18,7 @@ LARGE = "resnet50"  # the paper's large network that every study has
 
 
 def small(results: xr.Dataset) -> list[str]:
-    return [str(m) for m in results.model.values if terms.network(str(m)).small]
+    return [str(m) for m in results.model.values if terms.about(str(m)).small]
 
 
 def over_seeds(values: xr.DataArray, weight: float = 1.0) -> Arms:
@@ -84,7 +84,7 @@ def by(measure: Callable[[xr.Dataset], Effect], *, tuned: bool = False) -> Calla
 
 
 def of_effect(effect: Effect) -> Finding:
-    if not contrasts.table(effect).shape[0]:
+    if not contrasts.listed(effect).shape[0]:
         return NOTHING
     found = contrasts.contrast(effect)
     if found is None:

@@ -268,7 +268,7 @@ def _rate(knobs: Knobs, model: str, init: str) -> float:
 def _source(knobs: Knobs, model: str) -> config.Run | str:
     """Named pretrained weights where the study has them for a model, else a run on `source`, with
     all the augmentation that there is: pretrained weights should be as good as can be had."""
-    model = terms.network(model).starts_from or model
+    model = terms.about(model).starts_from or model
     if model in knobs.weights:
         return knobs.weights[model]
     name, drawn = tasks.resolve(knobs.source), knobs.source in tasks.SYNTHETIC

@@ -64,7 +64,7 @@ def effect_table(measure: Callable[[xr.Dataset], contrasts.Effect], results: xr.
     parts = []
     for rate, one in contrasts.rates(results).items():
         effect = measure(one)
-        rows = contrasts.table(effect)
+        rows = contrasts.listed(effect)
         shown = _rows(rows, effect.name, effect.digits) if len(rows) else pd.DataFrame()
         found = contrasts.contrast(effect)
         if found is not None and len(rows):

@@ -128,7 +128,7 @@ def decision(effect: Effect) -> intervals.Decision:
     return NOT_TESTABLE if found is None else effect.decide(found)
 
 
-def table(effect: Effect) -> pd.DataFrame:
+def listed(effect: Effect) -> pd.DataFrame:
     """All rows: each with its 95 % interval and what it would say by itself."""
     found = measured(effect.name, effect.keys, effect.rows)
     keys = [label if isinstance(label, tuple) else (label,) for label in found.index]
@@ -141,7 +141,7 @@ def table(effect: Effect) -> pd.DataFrame:
 
 def count_rows(effect: Effect) -> tuple[int, int, int]:
     """How many rows hold by themselves, how many differ, and how many there are."""
-    verdicts = list(table(effect)["verdict"])
+    verdicts = list(listed(effect)["verdict"])
     return verdicts.count("holds"), verdicts.count("differs"), len(verdicts)
 
 
@@ -213,7 +213,7 @@ def by_rate(
     parts = {}
     for rate, one in rates(results).items():
         found = measure(one)
-        parts[rate] = table(found) if isinstance(found, Effect) else found
+        parts[rate] = listed(found) if isinstance(found, Effect) else found
     if list(parts) == [None]:
         return parts[None]
     return pd.concat(parts, names=["lr"])

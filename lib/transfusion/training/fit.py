@@ -129,7 +129,7 @@ def check(run: config.Run) -> None:
     if isinstance(run.init.source, str):
         weights.fit_source(net, weights.named_weights(run.init.source), wanted)
     elif run.init.source is not None:
-        expected = terms.network(run.model).starts_from or run.model
+        expected = terms.about(run.model).starts_from or run.model
         if run.init.source.model != expected:
             raise ValueError(f"source is a {run.init.source.model}, expected {expected}")
         check(run.init.source)
