@@ -35,7 +35,8 @@ LAYOUT = "result/2"
 
 def root() -> Path:
     """The cache folder; the variable TRANSFUSION_CACHE moves it."""
-    return _resolved(os.environ.get("TRANSFUSION_CACHE") or str(HOME / "data_cache"))
+    place = os.environ.get("TRANSFUSION_CACHE") or str(HOME / "data_cache")
+    return _resolved(os.path.expanduser(place))
 
 
 @cache

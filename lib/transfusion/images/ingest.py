@@ -16,6 +16,7 @@ from inspect import signature
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from PIL import Image, ImageOps
 
@@ -24,10 +25,11 @@ from transfusion.images import folds, layouts, tasks
 
 STRETCH = 64  # images a thread takes at a time: few, so that all threads end together
 TOO_DEEP = "more than 8 bits a channel"
+MISSING = b"missing"  # in place of a checksum
 
 
 def prepare(name: str, *, size: int, n: int | None = None, seed: int = 0, **options) -> xr.Dataset:
-    """Images by name: a synthetic set of `n`, or a collection (options of `ingest.ingest`).
+    """Images by name: a drawn set of `n`, or a collection (options of `ingest`).
 
     The public door: `prepare("fundus", size=64, n=2000)`, `prepare("eyepacs", size=64,
     folder=DIR)`. Splits of a synthetic set are 60, 15 and 25 %.
@@ -38,7 +40,11 @@ def prepare(name: str, *, size: int, n: int | None = None, seed: int = 0, **opti
         valid, test = 3 * n // 20, n // 4
         counts = dict(train=n - valid - test, valid=valid, test=test)
         return tasks.load(config.Data(name=name, size=size, seed=seed, **counts))
-    return store.read_zarr(tasks.prepared_path(ingest(name, size=size, **options), size))
+    if n is not None:
+        raise ValueError(
+            f"n={n} is for drawn sets; of {name!r} all is read, and a study takes less"
+        )
+    return store.read_zarr(tasks.prepared_path(ingest(name, size=size, seed=seed, **options), size))
 
 
 def ingest(
@@ -50,6 +56,7 @@ def ingest(
     labels: str | Path | None = None,
     target: Sequence[str] | None = None,
     patient: str | None = None,
+    image: str | None = None,
     images: str | None = None,
     uncertain: str | None = None,
     tolerance: float = 0.01,
@@ -59,23 +66,28 @@ def ingest(
 
     `folder` is where it lies: a folder, or the npz file of a MedMNIST set, which alone may be None
     (downloaded). `layout` is one of LAYOUTS, by default the one that the name or the place stands
-    for. `labels` is another table, `target` its label columns, `patient` its patient column,
-    `images` the subfolder of the images, `uncertain` one of UNCERTAIN (CheXpert). `size` in pixels.
+    for. `labels` is another table, `target` its label columns, `patient` and `image` its columns of
+    patients and of images, `images` the subfolder of the images, `uncertain` one of UNCERTAIN
+    (CheXpert). `size` in pixels. What was taken for something else than it is called, or looks
+    amiss, is in the attrs, `told`.
     Raises ValueError or FileNotFoundError naming what is wrong: the folder, the table, a missing
     column, a label out of range, an option that the layout lacks, patients in two splits, or more
     than the share `tolerance` of images that are missing, truncated or no images (fewer are left
     out and listed in the attrs).
     """
     _check_request(name, size)
-    place = Path(folder) if folder else _download(name, size)
+    place = Path(folder).expanduser() if folder else _download(name, size)
     usual = _usual_layout(name, place, labels)
-    options = dict(labels=labels, target=target, patient=patient, images=images)
+    options = dict(labels=labels, target=target, patient=patient, image=image, images=images)
     found = _read(layout or usual, place, name, seed, options | {"uncertain": uncertain})
     _check(found, place)
     problems = _missing(found, tolerance)
     # A layout that is not the usual one may read other tasks from the same bytes.
     marks = found.policy + (layout if layout and layout != usual else "")
-    full = f"{name}@{_digest(found, marks, problems)}"
+    sums = _sums(found, problems)
+    found.told += _one_sided(found) + _identical(found, sums)
+    head = marks + found.table.to_csv(index=False)
+    full = f"{name}@{hashlib.sha256(head.encode() + b''.join(sums)).hexdigest()[:12]}"
     path = tasks.prepared_path(full, size)
     if not path.exists():
         store.write_zarr(_decoded(found, full, size, tolerance, problems), path)
@@ -166,9 +178,9 @@ def _called(found: layouts.Collection, i: int) -> str:
     return str(image if isinstance(image, Path) else found.table["image"].iloc[i])
 
 
-def _digest(found: layouts.Collection, marks: str, problems: dict[int, str]) -> str:
-    """Of all images and table rows, 12 hex digits; unreadable files join `problems`."""
-    sums = [b"missing"] * len(found.images)
+def _sums(found: layouts.Collection, problems: dict[int, str]) -> list[bytes]:
+    """Of each image its sha256; unreadable files join `problems`."""
+    sums = [MISSING] * len(found.images)
 
     def one(i: int) -> None:
         try:
@@ -178,8 +190,36 @@ def _digest(found: layouts.Collection, marks: str, problems: dict[int, str]) -> 
             problems[i] = error.strerror or "unreadable"
 
     _each(one, len(sums), "read")
-    head = marks + found.table.to_csv(index=False)
-    return hashlib.sha256(head.encode() + b"".join(sums)).hexdigest()[:12]
+    return sums
+
+
+def _identical(found: layouts.Collection, sums: list[bytes]) -> list[str]:
+    """Images that are the same to the byte and lie in several splits, or have several labels."""
+    said = found.table.iloc[:, 1:].drop(columns=found.table.columns[-2]).apply(tuple, axis=1)
+    frame = pd.DataFrame({"sum": sums, "said": said, "image": found.table["image"]})
+    frame = frame[frame["sum"] != MISSING]
+    groups = frame[frame["sum"].duplicated(keep=False)].groupby("sum", sort=False)
+    apart = [group["image"].tolist() for _, group in groups if group["said"].nunique() > 1]
+    if not apart:
+        return []
+    some = "; ".join(" = ".join(names[:3]) for names in apart[:3])
+    count = sum(map(len, apart))
+    return [f"{count} images are identical to others of another split or label, such as {some}"]
+
+
+def _one_sided(found: layouts.Collection) -> list[str]:
+    """Splits in which a question has one answer alone, so that they have no AUC of it."""
+    asked, task = found.table.iloc[:, 1:-2], found.attrs
+    if task["task"] == "classes":
+        return []
+    positive = asked >= task.get("positive_from", 1)
+    lost = [
+        f"all images of {split} have one answer to {column!r}: it has no AUC"
+        for split, rows in positive.groupby(found.table["split"])
+        for column in asked.columns
+        if rows[column].nunique() == 1
+    ]
+    return lost
 
 
 def _content(image: Path | np.ndarray) -> bytes:
@@ -192,7 +232,7 @@ def _decoded(
     pixels = _decode(found.images, size, problems)
     _judge(problems, found, tolerance)
     names = found.table["image"].to_numpy()
-    skipped = [f"{names[i]}: {problems[i]}" for i in sorted(problems)]
+    skipped = [f"{names[i]}: {problems[i]}" for i in sorted(problems)] + found.left_out
     keep = np.array([i not in problems for i in range(len(pixels))])
     table = found.table[keep]
     target = table.iloc[:, 1:-2].to_numpy(np.int16)
@@ -201,7 +241,7 @@ def _decoded(
         target if found.attrs["task"] == "findings" else target[:, 0],
         table.iloc[:, -2],
         table["split"],
-        {"name": full, "skipped": skipped, **found.attrs},
+        {"name": full, "skipped": skipped, "told": found.told, **found.attrs},
     )
 
 
@@ -214,7 +254,9 @@ def _decode(images: Sequence[Path | np.ndarray], size: int, problems: dict[int, 
             if i not in problems:
                 with _open(images[i]) as image:
                     pixels[i] = _square(image, size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError:
+            problems[i] = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: make it smaller"
+        except (OSError, ValueError, SyntaxError) as error:
             deep = str(error) == TOO_DEEP
             problems[i] = TOO_DEEP if deep else "truncated or not an image"
 
@@ -229,11 +271,22 @@ def _open(image: Path | np.ndarray) -> Image.Image:
 
 
 def _square(image: Image.Image, size: int) -> np.ndarray:
-    """Resized with antialiasing and padded, not cropped: a sign at the rim must not be lost."""
-    if image.mode[0] in "IF":  # Pillow would cut what is above 255 off
+    """Upright, on black, resized with antialiasing and padded, not cropped: a sign at the rim must
+    not be lost."""
+    if _is_deep(image):  # Pillow would cut off what is above 255, or below its highest eight bits
         raise ValueError(TOO_DEEP)
-    square = ImageOps.pad(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    upright = ImageOps.exif_transpose(image)
+    if "A" in upright.getbands() or "transparency" in upright.info:
+        seen = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", seen.size, "black"), seen)
+    square = ImageOps.pad(upright.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
     return np.asarray(square).transpose(2, 0, 1)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """By the mode that Pillow chose, and by that of the file, of which it may keep less."""
+    stored = [str(tile[3]) for tile in getattr(image, "tile", [])]
+    return image.mode[0] in "IF" or any(";16" in mode or ";32" in mode for mode in stored)
 
 
 def _each(work: Callable[[int], None], count: int, what: str) -> None:

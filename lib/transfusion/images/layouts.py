@@ -6,9 +6,10 @@ in LAYOUTS; its keywords are the options of `ingest.ingest` that it takes. Nothi
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -18,15 +19,20 @@ import pandas as pd
 
 from transfusion import config
 from transfusion.images import folds
+from transfusion.images import labels as written
 
 FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion")
 CHEXPERT = (*FINDINGS[:4], "Pleural Effusion")  # the same five
 NIH = (*FINDINGS, "Emphysema", "Fibrosis", "Hernia", "Infiltration", "Mass", "Nodule",
        "Pleural_Thickening", "Pneumonia", "Pneumothorax")  # fmt: skip
+MOST = 128  # grades: a number beyond is an identifier, or a measure, and no label
 UNCERTAIN = {"zeros": 0, "ones": 1, "ignore": -1}
 RATED = {"retinamnist": {"outputs": 5, "positive_from": 2}}  # grades among the MedMNIST sets
-PHOTOGRAPHS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-SPELT = {"val": "valid", "validation": "valid"}
+PHOTOGRAPHS = (
+    *(".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
+    *(".ppm", ".tif", ".tiff", ".webp"),
+)
+SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini")  # nobody put them there
 # Where each split ends, as a share of the patients in random order: twice as many test as validate,
 # for the test's error is what is reported.
 ENDS = {"train": 0.7, "valid": 0.8, "test": 1.0}
@@ -41,6 +47,8 @@ class Collection:
     images: Sequence[Path | np.ndarray]  # a file, its bytes (1-D), or pixels (y, x[, channel])
     attrs: dict[str, Any]  # task, outputs and what else the Dataset says of itself
     policy: str = ""  # a choice that the digest must cover, because targets alone may not show it
+    told: list[str] = field(default_factory=list)  # how it was read, where that was not obvious
+    left_out: list[str] = field(default_factory=list)  # files that lie there and are no images
 
 
 # --- layouts: a table and files --------------------------------------------------------------
@@ -53,30 +61,85 @@ def _folder(
     labels: str | Path | None = None,
     target: Sequence[str] = ("label",),
     patient: str | None = None,
+    image: str | None = None,
     images: str = "",
     tables: Sequence[str] = ("labels.csv",),
     suffix: str = "",
     grades: int | None = None,
     positive_from: int = 1,
+    whose: Callable[[str], str] | None = None,
 ) -> Collection:
     """Files and a CSV table: `image`, labels from 0, and, if it has them, `patient` and `split`.
 
     One label column holds grades (`grades` of them, or as many as occur), several hold findings.
+    Without a column of patients every image is its own, unless file names tell `whose` it is.
     """
     path, table = _table(place, labels, tables)
-    several = len(target) > 1
-    _need(table, ["image", *target, *([patient] if patient else [])], path)
-    for column in target:
-        table[column] = _integers(table[column], path, below=2 if several else grades or 128)
-    if "patient" not in table and not patient:  # EyePACS names its files patient_eye
-        table["patient"] = table["image"].str.split("_").str[0]
-    patient = patient or "patient"
-    table["split"] = _splits(table, patient, seed)
-    files = [place / images / (v if Path(v).suffix else v + suffix) for v in table["image"]]
-    outputs = grades or int(table[target[0]].max()) + 1
-    rated = {"task": "grades", "outputs": outputs, "positive_from": positive_from}
-    columns = ["image", *target, patient, "split"]
-    return Collection(table[columns], files, _findings(target) if several else rated)
+    told: list[str] = []
+    for name, given in {"image": image, "patient": patient, "split": None}.items():
+        if given is not None:
+            _need(table, [given], path)
+            table = table.rename(columns={given: name})
+        table = written.role(table, name, told)
+    _need(table, ["image", *target], path)
+    attrs = _targets(table, target, path, grades, told) | {"positive_from": positive_from}
+    if len(target) > 1:
+        del attrs["positive_from"]
+    if "patient" in table:
+        table["patient"] = written.patients(table["patient"], path)
+    else:
+        table["patient"] = table["image"].map(whose) if whose else table["image"]
+        attrs |= {} if whose else PATIENTLESS
+    columns = ["image", *target, "patient", *(["split"] if "split" in table else [])]
+    table = written.once(table[columns], path, told)
+    table["split"] = _splits(table, "patient", seed, path)
+    files = _files(place / images, table["image"], suffix, told)
+    return Collection(table, files, attrs, told=told)
+
+
+def _targets(
+    table: pd.DataFrame, target: Sequence[str], path: Path, grades: int | None, told: list[str]
+) -> dict[str, Any]:
+    """The labels of these columns as integers, in place; the attrs of such a task."""
+    if len(target) > 1:
+        for column in target:
+            table[column] = written.integers(table[column], path, below=2)
+        return _findings(target)
+    (column,) = target
+    table[column] = written.integers(table[column], path, below=grades or MOST)
+    if grades is None:
+        written.check_grades(table[column], path, told)
+    return {"task": "grades", "outputs": grades or int(table[column].max()) + 1}
+
+
+def _files(folder: Path, names: pd.Series, suffix: str, told: list[str]) -> list[Path]:
+    """The file of each name: as it is written, with `suffix`, or, where it has none or another,
+    the one image below the folder that is called so but for its suffix."""
+    paths = [folder / _portable(name) for name in names]
+    paths = [p if p.suffix.lower() in PHOTOGRAPHS else p.with_name(p.name + suffix) for p in paths]
+    absent = [i for i, path in enumerate(paths) if not path.is_file()]
+    if not absent or not folder.is_dir():
+        return paths
+    there = _photographs(folder, {_stem(names.iloc[i]) for i in absent})
+    found = {i: there[_stem(names.iloc[i])] for i in absent if _stem(names.iloc[i]) in there}
+    if found:
+        first = min(found)
+        told.append(
+            f"{len(found)} images are found by their names but for the suffix or folder, such as "
+            f"{names.iloc[first]!r}: {found[first].relative_to(folder)}"
+        )
+    return [found.get(i, path) for i, path in enumerate(paths)]
+
+
+def _portable(name: str) -> str:
+    """A path as Windows writes it, as it is written elsewhere."""
+    return name.replace("\\", "/")
+
+
+def _stem(name: str) -> str:
+    """A file's name without its folders and the suffix of an image."""
+    path = Path(_portable(name))
+    return path.stem if path.suffix.lower() in PHOTOGRAPHS else path.name
 
 
 def _eyepacs(
@@ -93,8 +156,13 @@ def _eyepacs(
     The AUC is that of moderate diabetic retinopathy and worse, as in the paper's Table 1.
     """
     given: dict = dict(labels=labels, target=target, patient=patient, images=images)
-    kaggle: dict = dict(tables=("labels.csv", "trainLabels.csv"), suffix=".jpeg")
+    kaggle: dict = dict(tables=("labels.csv", "trainLabels.csv"), suffix=".jpeg", whose=_before_eye)
     return _folder(place, seed=seed, **given, **kaggle, grades=5, positive_from=2)
+
+
+def _before_eye(name: str) -> str:
+    """EyePACS names its files patient_eye."""
+    return name.split("_")[0]
 
 
 def _nih(
@@ -118,8 +186,8 @@ def _nih(
         table = table.assign(**_one_hot(table["Finding Labels"], target, path))
     _need(table, ["image", "patient", *target], path)
     for column in target:
-        table[column] = _integers(table[column], path, below=2)
-    table["split"] = _nih_splits(table, place / "test_list.txt", seed)
+        table[column] = written.integers(table[column], path, below=2)
+    table["split"] = _nih_splits(table, place / "test_list.txt", seed, path)
     files = table["image"].map(lambda name: Path(name).stem).map(_photographs(place / images))
     there = files.notna()
     if not there.any():
@@ -139,23 +207,25 @@ def _one_hot(column: pd.Series, target: Sequence[str], path: Path) -> dict[str, 
     return dict(found.reindex(columns=list(target), fill_value=0))
 
 
-def _nih_splits(table: pd.DataFrame, test_list: Path, seed: int) -> np.ndarray:
+def _nih_splits(table: pd.DataFrame, test_list: Path, seed: int, path: Path) -> np.ndarray:
     if test_list.is_file():
         test = table["image"].isin(test_list.read_text().split())
         rest = divided(table["patient"][~test], seed, {"train": 0.875, "valid": 1.0})
         splits = np.full(len(table), "test", object)
         splits[~test] = rest
         return splits
-    return _splits(table, "patient", seed)
+    return _splits(table, "patient", seed, path)
 
 
-def _photographs(folder: Path) -> dict[str, Path]:
+def _photographs(folder: Path, wanted: set[str] | None = None) -> dict[str, Path]:
     """Images anywhere below a folder, by name without suffix; one name twice is an error."""
     found: dict[str, Path] = {}
     for path in _below(folder):
+        if wanted is not None and path.stem not in wanted:
+            continue
         if path.stem in found:
-            folders = [str(p.parent.relative_to(folder)) for p in (found[path.stem], path)]
-            raise ValueError(f"{path.stem} lies in {' and '.join(folders)}: say which (images=)")
+            both = [str(p.relative_to(folder)) for p in (found[path.stem], path)]
+            raise ValueError(f"{path.stem} is {' and '.join(both)}: say which (images=)")
         found[path.stem] = path
     return found
 
@@ -176,10 +246,11 @@ def _chexpert(
     few alone.
     """
     choice = UNCERTAIN[config.one_of(uncertain, UNCERTAIN, "policy for uncertain labels")]
-    train = _chexpert_table(place, labels, "train.csv", target)
-    parts = [train.assign(split=_splits(train, "patient", seed))]
+    path, train = _chexpert_table(place, labels, "train.csv", target)
+    parts = [train.assign(split=_splits(train, "patient", seed, path))]
     if (place / "valid.csv").is_file():
-        parts.append(_chexpert_table(place, None, "valid.csv", target).assign(split="test"))
+        _, valid = _chexpert_table(place, None, "valid.csv", target)
+        parts.append(valid.assign(split="test"))
     table = pd.concat(parts, ignore_index=True)[["image", *target, "patient", "split"]]
     table[list(target)] = table[list(target)].replace(-1, choice)
     files = [place / image for image in table["image"]]
@@ -189,18 +260,19 @@ def _chexpert(
 
 def _chexpert_table(
     place: Path, labels: str | Path | None, usual: str, target: Sequence[str]
-) -> pd.DataFrame:
+) -> tuple[Path, pd.DataFrame]:
     """Frontal rows of a table: labels -1, 0 or 1, files without the release's name in front."""
     path, table = _table(place, labels, [usual])
     _need(table, ["Path", "Frontal/Lateral", *target], path)
     for column in target:
-        table[column] = _integers(table[column].replace("", "0"), path, low=-1, below=2)
+        blank = table[column].replace("", "0")
+        table[column] = written.integers(blank, path, low=-1, below=2)
     table["image"] = table["Path"].str.replace(r"^.*?(?=(?:train|valid)/)", "", regex=True)
     table["patient"] = table["Path"].str.extract(r"(patient\d+)", expand=False)
     if table["patient"].isna().any():
         nameless = table.loc[table["patient"].isna(), "Path"].iloc[0]
         raise ValueError(f"{path}: expected .../patient00001/... in column 'Path', got {nameless}")
-    return table[table["Frontal/Lateral"] == "Frontal"].copy()
+    return path, table[table["Frontal/Lateral"] == "Frontal"].copy()
 
 
 def _table(
@@ -212,10 +284,7 @@ def _table(
     candidates = [Path(labels), place / labels] if labels else [place / name for name in usual]
     for path in candidates:
         if path.is_file():
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
-            if table.empty:
-                raise ValueError(f"{path} has no rows")
-            return path, table
+            return path, written.read(path)
     raise FileNotFoundError(f"no table of labels: looked for {', '.join(map(str, candidates))}")
 
 
@@ -225,22 +294,10 @@ def _need(table: pd.DataFrame, columns: Sequence[str], path: Path) -> None:
         raise ValueError(f"{path} has no column {missing}; it has {list(table.columns)}")
 
 
-def _integers(column: pd.Series, path: Path, *, low: int = 0, below: int) -> pd.Series:
-    values = pd.to_numeric(column, errors="coerce")
-    bad = values.isna() | (values != values.round()) | (values < low) | (values >= below)
-    if bad.any():
-        rows = "; ".join(f"row {i + 2}: {column[i]!r}" for i in np.flatnonzero(bad)[:5])
-        raise ValueError(
-            f"{path}: {bad.sum()} labels of column {column.name!r} out of range "
-            f"(integers {low} to {below - 1}): {rows}"
-        )
-    return values.astype(int)
-
-
-def _splits(table: pd.DataFrame, patient: str, seed: int) -> np.ndarray:
+def _splits(table: pd.DataFrame, patient: str, seed: int, path: Path) -> np.ndarray:
     """The table's own, or 70, 10 and 20 % of its patients."""
     if "split" in table:
-        return table["split"].replace(SPELT).to_numpy()
+        return written.splits(table["split"], path)
     return divided(table[patient], seed, ENDS)
 
 
@@ -266,10 +323,8 @@ def _imagefolder(place: Path, *, seed: int) -> Collection:
     """
     if not place.is_dir():
         raise FileNotFoundError(f"no folder {place}")
-    within = {SPELT.get(p.name, p.name): p for p in place.iterdir() if p.is_dir()}
-    splits = {split: within[split] for split in folds.SPLITS if split in within}
-    if "train" not in splits:
-        splits = {"train": place}
+    told: list[str] = []
+    splits = _split_folders(place, told) or {"train": place}
     names = _classes(splits["train"])
     rows = [(f, names.index(c), s) for s, p in splits.items() for c, f in _members(p, names)]
     files, label, split = map(list, zip(*rows, strict=True))
@@ -278,7 +333,45 @@ def _imagefolder(place: Path, *, seed: int) -> Collection:
     drawn = table["split"] == "train"
     ends = _tenths([split for split in folds.SPLITS if split not in splits])
     table.loc[drawn, "split"] = divided(table["patient"][drawn], seed, ends)
-    return Collection(table, files, _class_attrs(names))
+    others = [str(p.relative_to(place)) for folder in splits.values() for p in _no_images(folder)]
+    left_out = [f"{other}: no image, by its suffix" for other in others]
+    return Collection(table, files, _class_attrs(names), told=told, left_out=left_out)
+
+
+def _split_folders(place: Path, told: list[str]) -> dict[str, Path]:
+    """The folders of splits, by any of their usual names; none where folders are classes."""
+    within = _folders(place)
+    found: dict[str, Path] = {}
+    for folder in within:
+        split = written.split_named(folder.name)
+        if split in found:
+            raise ValueError(
+                f"{place}: {found[split].name} and {folder.name} are one split, {split}"
+            )
+        if split is not None:
+            found[split] = folder
+    if not found or ("train" in found and not _folders(found["train"])):
+        return {}
+    others = [folder.name for folder in within if folder not in found.values()]
+    if "train" not in found:
+        raise ValueError(
+            f"{place}: {', '.join(f.name for f in found.values())} beside no folder to train on; "
+            f"expected train, or folders of classes alone, got {', '.join(others) or 'no other'}"
+        )
+    told += [f"folder {name!r} is no split, and is left out" for name in others]
+    plain = [s for s, p in found.items() if p.name.lower() not in (s, "val")]
+    told += [f"folder {found[split].name!r} is taken for {split}" for split in plain]
+    return found
+
+
+def _folders(place: Path) -> list[Path]:
+    """Those that somebody put there, in the order of their names."""
+    return sorted(p for p in place.iterdir() if p.is_dir() and not _is_hidden(p))
+
+
+def _is_hidden(path: Path) -> bool:
+    """Named with a dot in front, as a Mac and editors leave them, or by the system."""
+    return path.name.startswith(".") or path.name in SYSTEM
 
 
 def _tenths(missing: Sequence[str]) -> dict[str, float]:
@@ -287,7 +380,7 @@ def _tenths(missing: Sequence[str]) -> dict[str, float]:
 
 
 def _classes(folder: Path) -> list[str]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    names = [path.name for path in _folders(folder)]
     if len(names) < 2:
         raise ValueError(f"{folder}: expected a folder a class, at least two, got {names}")
     return names
@@ -303,8 +396,21 @@ def _members(folder: Path, names: Sequence[str]) -> Iterable[tuple[str, Path]]:
 
 
 def _below(folder: Path) -> list[Path]:
-    paths = (path for path in folder.rglob("[!.]*") if path.suffix.lower() in PHOTOGRAPHS)
-    return sorted(paths)  # names with a dot in front are what a Mac leaves beside files
+    return [path for path in _everything(folder) if path.suffix.lower() in PHOTOGRAPHS]
+
+
+def _no_images(folder: Path) -> list[Path]:
+    return [path for path in _everything(folder) if path.suffix.lower() not in PHOTOGRAPHS]
+
+
+def _everything(folder: Path) -> list[Path]:
+    """Files below a folder, but for what is hidden, in the order of their names."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(p for p in paths if not any(map(_is_hidden, _within(folder, p))))
+
+
+def _within(folder: Path, path: Path) -> list[Path]:
+    return [Path(part) for part in path.relative_to(folder).parts]
 
 
 def _jpegs(place: Path, *, seed: int) -> Collection:
@@ -381,12 +487,18 @@ def _medmnist_task(place: Path, name: str, target: np.ndarray) -> dict[str, Any]
     if target.shape[1] > 1:
         _check_classes(place, "labels", target, 2)
         return _findings([f"label {i}" for i in range(target.shape[1])]) | PATIENTLESS
-    rated = RATED.get(name)
+    rated = _rated(name, place)
     outputs = rated["outputs"] if rated else int(target.max()) + 1
     _check_classes(place, "labels", target, outputs)
     if rated is None and outputs > 2:
         return {"task": "classes", "outputs": outputs} | PATIENTLESS
     return {"task": "grades", **(rated or {"outputs": 2, "positive_from": 1})} | PATIENTLESS
+
+
+def _rated(name: str, place: Path) -> dict[str, int] | None:
+    """What is known of a set by its name or that of its file, `retinamnist_64`."""
+    sets = [re.sub(r"_\d+$", "", word.lower()) for word in (name, place.stem)]
+    return next((RATED[each] for each in sets if each in RATED), None)
 
 
 def _npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
