@@ -1,5 +1,6 @@
 # Groups of runs -> chapters of the book, from a laptop to a cluster (book/guide/cluster.md).
 # `transfusion run` calls this; so can you: snakemake --profile params/profiles/local -n
+import shlex
 import sys
 
 from transfusion import machine, store
@@ -9,7 +10,7 @@ machine.one_thread()
 STUDY = config.get("study", "quick")
 DONE = f"{store.root()}/groups/{{study}}/{{group}}.json"
 PAGE = f"{render.BUILD}/executed/{{study}}/{{chapter}}.ipynb"
-COMMAND = f"{sys.executable} -m transfusion"
+COMMAND = f"{shlex.quote(sys.executable)} -m transfusion"
 
 
 workdir: store.root()
@@ -45,7 +46,7 @@ rule group:
         gpu=lambda w: grouping.groups(w.study)[w.group].devices,
         runtime=lambda w: grouping.minutes(w.study, w.group),
     shell:
-        "{COMMAND} group {wildcards.study} {wildcards.group} > {log} 2>&1"
+        "{COMMAND} group {wildcards.study:q} {wildcards.group:q} > {log:q} 2>&1"
 
 
 rule chapter:
@@ -60,4 +61,4 @@ rule chapter:
     resources:
         runtime=30,
     shell:
-        "{COMMAND} chapter {wildcards.study} {wildcards.chapter} > {log} 2>&1"
+        "{COMMAND} chapter {wildcards.study:q} {wildcards.chapter:q} > {log:q} 2>&1"

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     command, debug = given.pop("command"), given.pop("debug")
     for name in ("TRANSFUSION_CACHE", "TRANSFUSION_BUILD"):
         if os.environ.get(name):  # relative to here, wherever a notebook or a job works
-            os.environ[name] = os.path.abspath(os.environ[name])
+            os.environ[name] = os.path.abspath(os.path.expanduser(os.environ[name]))
     try:
         command(**given)
     except KeyboardInterrupt:
@@ -273,6 +273,7 @@ def strip(notebooks) -> None:
     _arg("--labels", type=Path, help="the table, if it is not the layout's own"),
     _arg("--target", action="append", help="label column (may be repeated)"),
     _arg("--patient", help="column that tells patients apart"),
+    _arg("--image", help="column that names the images"),
     _arg("--images", help="the subfolder that holds the images"),
     _arg("--uncertain", help="CheXpert's uncertain labels: zeros, ones or ignore"),
 )
@@ -284,6 +285,8 @@ def data(name, size, **options) -> None:
     full = ingest.ingest(name, size=size, **options)
     print(f"target: {full}")
     attrs = tasks.attrs(config.Data(name=full, size=size))
+    for told in attrs.get("told", []):
+        print(f"note: {told}", file=sys.stderr)
     for skipped in attrs["skipped"]:
         print(f"left out: {skipped}", file=sys.stderr)
     if attrs.get("absent"):
@@ -299,4 +302,8 @@ def weights(model, path, name) -> None:
     """check and keep pretrained weights"""
     from transfusion.networks import weights
 
-    print(f"weights: {{{model}: {weights.import_weights(model, path, name)}}}")
+    told: list[str] = []
+    full = weights.import_weights(model, path, name, told)
+    for words in told:
+        print(f"note: {words}", file=sys.stderr)
+    print(f"weights: {{{model}: {full}}}")

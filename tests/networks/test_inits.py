@@ -315,9 +315,9 @@ def test_weights_that_cannot_be_read(cache, tmp_path):
     source = models.build("cbr_tiny", outputs=9).state_dict()
     with pytest.raises(FileNotFoundError, match="no weights at"):
         weights.read_weights(tmp_path / "none.pth")
-    (tmp_path / "a.bin").write_bytes(b"x")
-    with pytest.raises(ValueError, match="unknown weights format '.bin'"):
-        weights.read_weights(tmp_path / "a.bin")
+    (tmp_path / "a.h5").write_bytes(b"x")
+    with pytest.raises(ValueError, match="unknown weights format '.h5'"):
+        weights.read_weights(tmp_path / "a.h5")
     (tmp_path / "a.npz").write_bytes(b"not a zip")
     with pytest.raises(ValueError, match="not a readable .npz"):
         weights.read_weights(tmp_path / "a.npz")

@@ -184,3 +184,20 @@ def test_memory_grows_with_the_number_of_pixels():
     for name in ("cbr_tiny", "resnet50", "resnet50_slim"):
         assert models.memory(name, 128) / models.memory(name, 64) == pytest.approx(4, rel=0.01)
     assert models.memory("resnet50_slim", 64) < models.memory("resnet50", 64)
+
+
+def test_what_is_frozen_gives_the_same_features_in_every_pass():
+    """Dropout too, which lies before VGG's classifier, outside of its named blocks."""
+    net = models.build("vgg11_bn", outputs=5)
+    images = torch.randn(4, 3, 64, 64)
+
+    def features():
+        with torch.no_grad():
+            return net.classifier[:6](net.avgpool(net.features(images)).flatten(1))
+
+    net.train()
+    assert not torch.equal(features(), features())
+    models.freeze(net, models.blocks(net))
+    net.train()
+    assert torch.equal(features(), features())
+    assert any(p.requires_grad for p in net.parameters())

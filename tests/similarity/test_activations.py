@@ -6,6 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import zarr
 from transfusion import store
 from transfusion.images import ingest
 from transfusion.networks import models
@@ -271,3 +272,22 @@ def test_overflow_is_an_error_and_leaves_what_was_there(images, tmp_path):
     after = stored.read_activations(tmp_path / "kept.zarr")["block1"]
     np.testing.assert_array_equal(after["activation"], before["activation"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.zarr"]
+
+
+def test_what_others_have_put_there_is_never_replaced(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.txt").write_text("years of work")
+    (tmp_path / "file").write_text("a file")
+    zarr.create_group(tmp_path / "group.zarr", attributes={"mine": True})
+    for name in ("thesis", "file", "group.zarr"):
+        with pytest.raises(ValueError, match=f"{name} is there and is no capture"):
+            stored.write_activations(tmp_path / name, lambda start: iter([]), 1, {}, {})
+    assert (tmp_path / "thesis/chapter.txt").read_text() == "years of work"
+    assert (tmp_path / "file").is_file() and zarr.open_group(tmp_path / "group.zarr").attrs["mine"]
+
+
+@pytest.mark.parametrize("images", [2, 3, 127, 128, 129, 130, 257, 512])
+def test_batches_are_even_and_none_has_a_single_image(images):
+    sizes = [rows.stop - rows.start for rows in activations.even(images, 128)]
+    assert sum(sizes) == images and max(sizes) <= 128
+    assert max(sizes) - min(sizes) <= 1 < min(sizes) + (images == 1)

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from transfusion import config, store
 from transfusion.images import ingest
 from transfusion.networks import models
@@ -64,3 +65,15 @@ def test_calibration_is_the_normalisation_of_training(cache):
     assert (untouched - learning).abs().mean() > 5 * (found - learning).abs().mean()
     for norm in (m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         assert int(norm.num_batches_tracked) == 1 and not norm.training
+
+
+@pytest.mark.parametrize("count", [128, 129, 130, 132])
+def test_calibration_knows_the_variance_of_any_number_of_images(rng, count):
+    pixels = rng.integers(0, 255, (count, 3, 32, 32), dtype=np.uint8)
+    images = xr.Dataset({"pixels": (("image", "channel", "y", "x"), pixels)})
+    net = models.build("cbr_tiny", outputs=5)
+    with torch.no_grad():
+        maps = net.block1[0](models.normalise(torch.from_numpy(pixels)))
+    expected = maps.var((0, 2, 3))
+    found = comparison.calibrate(net, images).block1[1].running_var
+    assert ((found - expected).abs() / expected).median() < 0.02

@@ -631,3 +631,28 @@ def test_coverage_of_the_interval():
     half = np.array([r.interval(0.9)[1] - r.corrected for r in found])
     expectation = np.mean(np.abs([r.value - expected for r in found]) < half)
     assert 0.82 < population < 0.96 and 0.85 < expectation < 0.96
+
+
+def test_networks_are_numbered_as_in_a_list(rng):
+    shared = rng.normal(size=(300, 4))
+    x, y, z = (shared @ rng.normal(size=(4, 6)) + 0.3 * rng.normal(size=(300, 6)) for _ in range(3))
+    found = SecondMoments({"layer": (6, 6, 6)})
+    found.update({"layer": (x, y, z)})
+    assert found.cca("layer", 0, -1).value == found.cca("layer", 0, 2).value
+    assert found.cca("layer", 0, -1).null == found.cca("layer", 0, 2).null
+    assert np.array_equal(found.explained("layer", -3, -1), found.explained("layer", 0, 2))
+    one, other = (found.table("layer", ["cca"], [pair]) for pair in ((0, -1), (0, 2)))
+    assert one.identical(other)
+    for bad in (3, -4):
+        with pytest.raises(ValueError, match=f"layer 'layer' has networks 0 to 2, got {bad}"):
+            found.cca("layer", 0, bad)
+
+
+def test_tensors_beside_arrays_count_as_arrays(rng):
+    x, y = rng.normal(size=(300, 5)), rng.normal(size=(300, 7))
+    values = []
+    for pair in ((x, y), (x, torch.tensor(y)), (torch.tensor(x), y)):
+        found = SecondMoments({"layer": (5, 7)})
+        found.update({"layer": pair})
+        values.append(found.cca("layer").value)
+    assert values[0] == values[1] == values[2]

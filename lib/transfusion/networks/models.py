@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -160,10 +160,15 @@ def tensors(net: nn.Module, chosen: Iterable[str]) -> set[str]:
 
     What lies in no block, as VGG's first linear layers do, goes with the last, but no classifier.
     """
-    block_of = {module: block for block, parts in blocks(net).items() for module in parts}
-    last, chosen = list(blocks(net))[-1], set(chosen)
-    body = (name for name in net.state_dict() if not in_head(net, name))
-    return {name for name in body if block_of.get(name.split(".")[0], last) in chosen}
+    block_of, chosen = _block_of(net), set(chosen)
+    return {n for n in net.state_dict() if not in_head(net, n) and block_of(n) in chosen}
+
+
+def _block_of(net: nn.Module) -> Callable[[str], str]:
+    """The block of a tensor or module by its name."""
+    place = {module: block for block, parts in blocks(net).items() for module in parts}
+    last = list(blocks(net))[-1]
+    return lambda name: place.get(name.split(".")[0], last)
 
 
 class FrozenBatchNorm(nn.BatchNorm2d):
@@ -174,14 +179,24 @@ class FrozenBatchNorm(nn.BatchNorm2d):
 
 
 def freeze(net: nn.Module, chosen: Iterable[str]) -> None:
-    """Keep these blocks as they are in training, batch-norm statistics included."""
-    names = tensors(net, chosen)
+    """Keep these blocks as they are in training: batch-norm statistics too, and nothing in them is
+    left to chance, so that an image has the same features in every pass."""
+    chosen = set(chosen)
+    names, block_of = tensors(net, chosen), _block_of(net)
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(name not in names)
     for name, module in net.named_modules():
         if type(module) is nn.BatchNorm2d and f"{name}.running_mean" in names:
             module.__class__ = FrozenBatchNorm
             module.train()
+        elif _is_random(module) and block_of(name) in chosen:
+            module.p = 0.0
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Dropout, or torchvision's stochastic depth."""
+    dropout = nn.modules.dropout._DropoutNd
+    return isinstance(module, dropout) or type(module).__name__ == "StochasticDepth"
 
 
 def in_head(net: nn.Module, tensor: str) -> bool:

@@ -9,6 +9,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from transfusion import terms
 
 Blocks = dict[str, tuple[str, ...]]
+AUXILIARY = ("googlenet", "inception_v3")  # have classifiers beside the last, unless told not to
 RESNET_BLOCKS = {
     "conv1": ("conv1", "bn1", "relu"),
     **{f"block{i}": (f"layer{i}",) for i in range(1, 5)},
@@ -23,7 +24,7 @@ def build(name: str, outputs: int) -> tuple[nn.Module, Blocks, str]:
     """The network, its ordered blocks with their modules' names, and its classifier's name."""
     if name == terms.SLIM:
         return _Slim(outputs), RESNET_BLOCKS, "fc"
-    extra = {"aux_logits": False, "init_weights": True} if name == "inception_v3" else {}
+    extra = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
     net = models.get_model(name, weights=None, num_classes=outputs, **extra)
     head = [n for n, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
     if isinstance(net, ResNet):

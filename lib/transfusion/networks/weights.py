@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +20,27 @@ from transfusion.networks import models
 State = dict[str, Tensor]
 
 
+# Where people keep a state among other things, in the order of preference.
+WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "net", "network", "teacher", "student"),
+    *("ema", "backbone"),
+)
+# Classifiers beside the last one, by which GoogLeNet and Inception-v3 were trained.
+AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
+
+
 def fit_source(net: nn.Module, source: State, wanted: set[str] | None = None) -> State:
     """The wanted tensors of a source; None: all but the classifier, and it may have no others.
 
     Raises ValueError listing what is missing or has another shape.
     """
-    state = net.state_dict()
-    surplus: list[str] = []
+    state, surplus = net.state_dict(), list[str]()
     if wanted is None:
         wanted = {n for n in state if not models.in_head(net, n)}
-        surplus = [n for n in source if n not in state and not models.in_head(net, n)]
+        head = models.head(net)
+        surplus = [
+            n for n in source if n not in state and not n.startswith((f"{head}.", *AUXILIARY))
+        ]
     absent = {n for n in wanted - source.keys() if not n.endswith("batches_tracked")}
     given = sorted(wanted & source.keys())
     problems = [f"missing: {name}" for name in sorted(absent)]
@@ -37,29 +51,83 @@ def fit_source(net: nn.Module, source: State, wanted: set[str] | None = None) ->
         if state[name].shape != source[name].shape
     ]
     if problems:
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        listed = "\n  ".join(problems[:10])
-        raise ValueError(
-            f"weights do not fit the network in {len(problems)} tensors "
-            f"(the classifier {models.head(net)!r} may differ):\n  {listed}{more}"
-        )
+        raise ValueError(_misfit(net, source, problems))
     return {name: source[name] for name in given}
 
 
-def import_weights(model: str, path: Path | None, name: str = "imagenet") -> str:
+def _misfit(net: nn.Module, source: State, problems: list[str]) -> str:
+    """What does not fit, and names of both sides."""
+    more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+    listed = "\n  ".join(problems[:10])
+    ours, theirs = (", ".join([*names][:3]) for names in (net.state_dict(), source))
+    return (
+        f"weights do not fit the network in {len(problems)} tensors "
+        f"(the classifier {models.head(net)!r} may differ):\n  {listed}{more}\n"
+        f"The network has {ours}, ...; the weights have {theirs}, ..."
+    )
+
+
+def import_weights(
+    model: str, path: Path | None, name: str = "imagenet", told: list[str] | None = None
+) -> str:
     """Check and keep pretrained weights in the cache; returns their full name `name@digest`.
 
-    `path` is a local file (see `read_weights`); None downloads torchvision's default weights.
-    Raises ValueError where they do not fit the model.
+    `path` is a local file (see `read_weights`); None downloads torchvision's default weights. What
+    was done to make them fit is added to `told`. Raises ValueError where they do not fit the model,
+    or hold what is no number.
     """
+    told = [] if told is None else told
     net = models.build(model, outputs=1)
-    state = read_weights(path) if path else _download(model)
-    body = {n: tensor.contiguous() for n, tensor in fit_source(net, state).items()}
+    state = read_weights(path, told) if path else _download(model)
+    fitting = adapted(net, state, told)
+    body = {n: tensor.contiguous() for n, tensor in fit_source(net, fitting).items()}
+    _check_finite(body)
     raw = save(body)
     full = f"{name}@{hashlib.sha256(raw).hexdigest()[:12]}"
     with store.atomic(store.weights_file(full)) as temporary:
         temporary.write_bytes(raw)
     return full
+
+
+def adapted(net: nn.Module, state: State, told: list[str]) -> State:
+    """A state under the network's names: old spellings, prefixes of what wrapped it, and a first
+    layer for grey images are made to fit, and that is told."""
+    state = _respelt(_without_prefix(net, state, told), told)
+    first = next(iter(net.state_dict()))
+    given, expected = state.get(first), net.state_dict()[first].shape
+    if given is None or given.ndim != 4 or (given.shape[1], expected[1]) != (1, 3):
+        return state
+    told.append(f"{first} is for grey images: each of three colours gets a third of it")
+    return state | {first: given.expand(-1, 3, -1, -1) / 3}
+
+
+def _without_prefix(net: nn.Module, state: State, told: list[str]) -> State:
+    """What lies under the prefix with which most of the network is there, if it is not without."""
+    wanted = {n for n in net.state_dict() if not models.in_head(net, n)}
+    first = next(n for n in net.state_dict() if n in wanted)
+    prefixes = {name.removesuffix(first) for name in state if name.endswith(f".{first}")}
+    if first in state or not prefixes:
+        return state
+    there = {p: sum(f"{p}{name}" in state for name in wanted) for p in sorted(prefixes)}
+    prefix = max(there, key=there.__getitem__)
+    told.append(f"names without their prefix {prefix!r}")
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+
+
+def _respelt(state: State, told: list[str]) -> State:
+    """DenseNets as torchvision published them: `norm.1` is now `norm1`."""
+    old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+    if not any(old.search(name) for name in state):
+        return state
+    told.append("names of layers as DenseNets have them now: norm1 for norm.1")
+    return {old.sub(r"\1\2", name): tensor for name, tensor in state.items()}
+
+
+def _check_finite(state: State) -> None:
+    bad = [n for n, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
+    if bad:
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise ValueError(f"weights that are no numbers (NaN, infinite): {', '.join(bad[:5])}{more}")
 
 
 def _download(model: str) -> State:
@@ -82,19 +150,45 @@ def named_weights(full: str) -> State:
     return read_weights(path)
 
 
-def read_weights(path: Path) -> State:
-    """Weights from .pth or .pt (weights only), .safetensors or .npz; float32 where floating.
+def read_weights(path: Path, told: list[str] | None = None) -> State:
+    """Weights from .pth, .pt, .ckpt or .bin (weights only), .safetensors, its index of several
+    files (.safetensors.index.json), or .npz; float32 where floating.
 
-    Raises FileNotFoundError, or ValueError for another ending or an unreadable file.
+    Of a checkpoint that holds more, the state that WRAPPERS name is taken, which is `told`. Raises
+    FileNotFoundError, or ValueError for another ending, an unreadable file, or one without weights.
     """
+    path = path.expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     reader = config.one_of(path.suffix, READERS, "weights format")
     try:
-        state = READERS[reader](path)
+        held = READERS[reader](path)
+    except FileNotFoundError:
+        raise
     except Exception as error:
         raise ValueError(f"{path} is not a readable {reader} file: {error}") from error
+    state = _state(held, path, [] if told is None else told)
     return {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
+
+
+def _state(held: Any, path: Path, told: list[str]) -> State:
+    """The tensors by name, from within whatever was saved around them."""
+    place = ""
+    while isinstance(held, Mapping) and not any(isinstance(v, Tensor) for v in held.values()):
+        inner = {k: v for k, v in held.items() if isinstance(v, Mapping) and k != "optimizer"}
+        name = next((n for n in [*WRAPPERS, *inner] if n in inner), None)
+        if name is None:
+            break
+        held, place = inner[name], f"{place}[{name!r}]"
+    if not isinstance(held, Mapping):
+        raise ValueError(f"{path} holds no weights by name, but a {type(held).__name__}")
+    tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
+    if not tensors:
+        keys = ", ".join(map(repr, held)) or "nothing"
+        raise ValueError(f"{path} holds no weights by name; it has {keys}")
+    if place:
+        told.append(f"the weights are those under {place}")
+    return tensors
 
 
 def _read_npz(path: Path) -> State:
@@ -102,14 +196,20 @@ def _read_npz(path: Path) -> State:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
-def _read_torch(path: Path) -> State:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("state_dict", state)
+def _read_torch(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
-READERS: dict[str, Callable[[Path], State]] = {
-    ".pth": _read_torch,
-    ".pt": _read_torch,
+def _read_index(path: Path) -> State:
+    """The files that an index of safetensors names, beside it."""
+    names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+    parts = [load_file(path.with_name(name)) for name in names]
+    return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    **dict.fromkeys((".pth", ".pt", ".ckpt", ".bin"), _read_torch),
     ".safetensors": load_file,
     ".npz": _read_npz,
+    ".json": _read_index,
 }

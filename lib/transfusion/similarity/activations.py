@@ -219,7 +219,7 @@ def _batches(
 ) -> Iterator[dict[str, list[Tensor | np.ndarray]]]:
     """From image `start` on; each batch has its own generator, so it is the same when resumed."""
     blocks = list(shapes[0])
-    for rows in _slices(images, limit):
+    for rows in even(images, limit):
         if rows.start < start:
             continue
         count = rows.stop - rows.start
@@ -237,8 +237,8 @@ def _batches(
         yield found | ({ACROSS: beside} if across else {})
 
 
-def _slices(images: int, limit: int) -> list[slice]:
-    """Batches of about equal size, so that none has a single image."""
+def even(images: int, limit: int) -> list[slice]:
+    """Batches of about equal size, so that all weigh alike and none has a single image."""
     parts = np.array_split(np.arange(images), math.ceil(images / limit))
     return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
 

@@ -106,8 +106,9 @@ def calibrate(net: nn.Module, images: xr.Dataset) -> nn.Module:
         norm.momentum = None  # the mean over all batches
         norm.train()
     with torch.no_grad():
-        for batch in loop.batches(images, activations.BATCH):
-            net(models.normalise(batch))
+        for rows in activations.even(len(images.image), activations.BATCH):
+            pixels = torch.from_numpy(images.pixels.values[rows]).to(loop.device())
+            net(models.normalise(pixels.contiguous(memory_format=torch.channels_last)))
     return net.eval()
 
 

@@ -224,6 +224,7 @@ class SecondMoments:
     def explained(self, layer: str, a: int = 0, b: int = 1) -> np.ndarray:
         """Share of each neuron's variance in network `b` (neurons,) that `a` predicts linearly;
         nan for a constant neuron."""
+        a, b = self._place(layer, a), self._place(layer, b)
         view = self._sums_of(layer).view()
         variance = np.diag(view.covariance(b, b))
         found = ((view.white(a).matrix.T @ view.covariance(a, b)) ** 2).sum(0)
@@ -242,7 +243,8 @@ class SecondMoments:
         """
         for measure in measures:
             config.one_of(measure, MEASURES, "measure")
-        pairs = pairs or list(itertools.combinations(range(len(self.neurons[layer])), 2))
+        every = itertools.combinations(range(len(self._sums_of(layer).widths)), 2)
+        pairs = [(self._place(layer, a), self._place(layer, b)) for a, b in pairs or every]
         parts = [replicates(self._state(m, layer), [m], pairs) for m in measures]
         sizes, values = parts[0][0], np.concatenate([part for _, part in parts], axis=1)
         bias_free = jackknife(values[0], values[1:], sizes)
@@ -258,6 +260,7 @@ class SecondMoments:
         return xr.Dataset({n: (("measure", "pair"), v) for n, v in found.items()}, coords)
 
     def _one(self, measure: str, layer: str, a: int, b: int, **options: Any) -> Similarity:
+        a, b = self._place(layer, a), self._place(layer, b)
         networks = sorted({a, b})
         sums = self._state(measure, layer).only(networks)
         a, b = networks.index(a), networks.index(b)
@@ -309,6 +312,13 @@ class SecondMoments:
             blocks=int((view.sums.images > 0).sum()),
             enough=bool(view.n >= ENOUGH * max(view.sums.widths)),
         )
+
+    def _place(self, layer: str, network: int) -> int:
+        """A network's number from 0; one below counts from the last, as in a list."""
+        count = len(self._sums_of(layer).widths)
+        if not -count <= network < count:
+            raise ValueError(f"layer {layer!r} has networks 0 to {count - 1}, got {network}")
+        return network % count
 
     def _sums_of(self, layer: str) -> Sums:
         sums = self._sums[config.one_of(layer, self._sums, "layer")]

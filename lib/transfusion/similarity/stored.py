@@ -29,8 +29,9 @@ def write_activations(
     for empty chunks) would take longer than the network, and checksums half the speed.
     `batches(start)` begins at an image; what a killed process has written of the same `identity`
     is kept beside `path` and continued. One process a path.
-    Raises ValueError if the batches do not add up to `images`.
+    Raises ValueError if the batches do not add up to `images`, or where `path` is something else.
     """
+    _require_free(path)
     partial = path.parent / f".{path.name}.partial"
     done = _continued(partial, identity)
     try:
@@ -43,6 +44,18 @@ def write_activations(
     (partial / "progress.json").unlink()
     with store.atomic(path) as temporary:
         os.replace(partial, temporary)
+
+
+def _require_free(path: Path) -> None:
+    """Raise ValueError where something else than a capture lies: it would be replaced."""
+    if not path.exists():
+        return
+    try:
+        ours = path.is_dir() and "blocks" in zarr.open_group(path, mode="r").attrs
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        raise ValueError(f"{path} is there and is no capture of activations: give another place")
 
 
 def _continued(partial: Path, identity: dict[str, Any]) -> int:

@@ -65,7 +65,7 @@ class Sums:
             raise ValueError(
                 f"layer {layer!r}: expected {len(self.widths)} networks, got {len(activations)}"
             )
-        arrays = [_datapoints(activation) for activation in activations]
+        arrays = _alike([_datapoints(activation) for activation in activations])
         for i, (array, width) in enumerate(zip(arrays, self.widths, strict=True)):
             where = f"layer {layer!r}, network {i}"
             if array.ndim != 3 or array.shape[2] != width:
@@ -203,6 +203,13 @@ def _datapoints(array: Array) -> Array:
     if array.ndim == 4:
         array = xp.moveaxis(array, 1, -1).reshape(len(array), -1, array.shape[1])
     return array[:, None] if array.ndim == 2 else array
+
+
+def _alike(arrays: list[Array]) -> list[Array]:
+    """Tensors alone or numpy arrays alone: of both, all as numpy arrays."""
+    if len({isinstance(array, np.ndarray) for array in arrays}) == 1:
+        return arrays
+    return [_host(array) for array in arrays]
 
 
 def _double(array: Array) -> Array:
