@@ -282,11 +282,12 @@ def data(name, size, **options) -> None:
     from transfusion import config
     from transfusion.images import ingest, tasks
 
-    full = ingest.ingest(name, size=size, **options)
+    notes: list[str] = []
+    full = ingest.ingest(name, size=size, told=notes, **options)
     print(f"target: {full}")
     attrs = tasks.attrs(config.Data(name=full, size=size))
-    for told in attrs.get("told", []):
-        print(f"note: {told}", file=sys.stderr)
+    for words in notes:
+        print(f"note: {words}", file=sys.stderr)
     for skipped in attrs["skipped"]:
         print(f"left out: {skipped}", file=sys.stderr)
     if attrs.get("absent"):

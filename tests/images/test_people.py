@@ -123,6 +123,22 @@ def test_splits_and_patients_of_the_table_hold_however_they_are_called(cache, tm
     assert len(found.attrs["told"]) == 3
 
 
+def test_a_column_that_is_named_goes_before_one_that_is_called_so(cache, tmp_path):
+    rows = [(f"{i}.png", str(i % 2), f"p{i // 2}", f"q{i // 4}") for i in range(40)]
+    for row in rows:
+        draw(tmp_path / "in" / row[0])
+    place = table(tmp_path / "in", rows, "image,subject,patient,person")
+    found = kept(place, target=["subject"], patient="person")
+    assert found.patient.values.tolist() == [row[3] for row in rows]
+    assert found.target.values.tolist() == [i % 2 for i in range(40)]
+    assert kept(place, target=["subject"]).patient.values.tolist() == [row[2] for row in rows]
+    lines = (place / "labels.csv").read_text().replace("image,subject,patient", "image,subject,x")
+    (place / "labels.csv").write_text(lines)
+    told = []  # also where the same images were prepared before
+    ingest.ingest("mine", size=16, folder=place, target=["subject"], told=told)
+    assert told == ["column 'person' is taken for the patient"]
+
+
 def test_without_a_column_every_image_is_its_own_patient_and_that_is_told(cache, tmp_path):
     found = kept(simple(tmp_path / "in", name="ISIC_{:07d}.png"))
     assert found.patient.values.tolist() == [f"ISIC_{i:07d}.png" for i in range(20)]

@@ -61,6 +61,7 @@ def ingest(
     uncertain: str | None = None,
     tolerance: float = 0.01,
     seed: int = 0,
+    told: list[str] | None = None,
 ) -> str:
     """Check, decode and resize a collection once; returns its full name `name@digest`.
 
@@ -69,7 +70,7 @@ def ingest(
     for. `labels` is another table, `target` its label columns, `patient` and `image` its columns of
     patients and of images, `images` the subfolder of the images, `uncertain` one of UNCERTAIN
     (CheXpert). `size` in pixels. What was taken for something else than it is called, or looks
-    amiss, is in the attrs, `told`.
+    amiss, is added to `told`, and in the attrs.
     Raises ValueError or FileNotFoundError naming what is wrong: the folder, the table, a missing
     column, a label out of range, an option that the layout lacks, patients in two splits, or more
     than the share `tolerance` of images that are missing, truncated or no images (fewer are left
@@ -86,6 +87,8 @@ def ingest(
     marks = found.policy + (layout if layout and layout != usual else "")
     sums = _sums(found, problems)
     found.told += _one_sided(found) + _identical(found, sums)
+    if told is not None:
+        told += found.told
     head = marks + found.table.to_csv(index=False)
     full = f"{name}@{hashlib.sha256(head.encode() + b''.join(sums)).hexdigest()[:12]}"
     path = tasks.prepared_path(full, size)

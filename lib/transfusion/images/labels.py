@@ -22,7 +22,7 @@ COLUMNS = {
         *("imageid", "imageindex", "imagename", "imagepath", "filename", "file", "filepath"),
         *("path", "idcode", "img", "name"),
     ),
-    "patient": ("patientid", "subject", "subjectid", "person", "case", "caseid"),
+    "patient": ("patientid", "subject", "subjectid", "person", "caseid"),
     "split": ("set", "subset", "partition", "trainvaltest"),
 }
 SPLITS = {
@@ -84,11 +84,15 @@ def plain(name: str) -> str:
     return re.sub(r"[\s_-]", "", name).lower()
 
 
-def role(table: pd.DataFrame, name: str, told: list[str]) -> pd.DataFrame:
-    """The table with the column that is meant by `image`, `patient` or `split` called so."""
+def role(
+    table: pd.DataFrame, name: str, told: list[str], targets: Sequence[str] = ()
+) -> pd.DataFrame:
+    """The table with the column that is meant by `image`, `patient` or `split` called so, which is
+    none of its `targets`."""
     if name in table:
         return table
-    usual = {plain(column): column for column in reversed(list(table.columns))}
+    others = [column for column in reversed(list(table.columns)) if column not in targets]
+    usual = {plain(column): column for column in others}
     found = next((usual[word] for word in (name, *COLUMNS[name]) if word in usual), None)
     if found is None:
         return table

@@ -79,8 +79,9 @@ def _folder(
     for name, given in {"image": image, "patient": patient, "split": None}.items():
         if given is not None:
             _need(table, [given], path)
-            table = table.rename(columns={given: name})
-        table = written.role(table, name, told)
+            others = table.drop(columns=[name] if name in table and name != given else [])
+            table = others.rename(columns={given: name})
+        table = written.role(table, name, told, target)
     _need(table, ["image", *target], path)
     attrs = _targets(table, target, path, grades, told) | {"positive_from": positive_from}
     if len(target) > 1:
