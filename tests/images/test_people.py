@@ -274,13 +274,17 @@ def test_an_image_that_is_too_large_is_called_so(cache, tmp_path, monkeypatch):
 # --- the doors -----------------------------------------------------------------------------------
 
 
-def test_prepare_takes_a_seed_and_refuses_a_number(cache, tmp_path):
+def test_prepare_takes_a_seed_and_a_number(cache, tmp_path):
     place = simple(tmp_path / "in", count=60)
     one, other = (kept(place, seed=seed) for seed in (0, 1))
     assert one.split.values.tolist() != other.split.values.tolist()
     assert one.attrs["name"] != other.attrs["name"]
-    with pytest.raises(ValueError, match="n=40 is for drawn sets"):
-        kept(place, n=40)
+    some, others = (kept(place, seed=seed, n=40) for seed in (0, 1))
+    assert some.sizes["image"] == others.sizes["image"] == 40
+    assert set(some.patient.values) != set(others.patient.values)
+    assert set(some.patient.values) < set(one.patient.values)
+    with pytest.raises(ValueError, match="n=61 asked for, mine@.* has 60 images"):
+        kept(place, n=61)
 
 
 def test_a_medmnist_file_is_known_by_its_own_name(cache, tmp_path, rng):

@@ -32,7 +32,8 @@ def prepare(name: str, *, size: int, n: int | None = None, seed: int = 0, **opti
     """Images by name: a drawn set of `n`, or a collection (options of `ingest`).
 
     The public door: `prepare("fundus", size=64, n=2000)`, `prepare("eyepacs", size=64,
-    folder=DIR)`. Splits of a synthetic set are 60, 15 and 25 %.
+    folder=DIR)`. Splits of a drawn set are 60, 15 and 25 %; of a collection `n` takes as many
+    images, at random by `seed`, which also deals its splits where it has none.
     """
     if name in tasks.SYNTHETIC:
         if not n or n < 20:
@@ -40,11 +41,14 @@ def prepare(name: str, *, size: int, n: int | None = None, seed: int = 0, **opti
         valid, test = 3 * n // 20, n // 4
         counts = dict(train=n - valid - test, valid=valid, test=test)
         return tasks.load(config.Data(name=name, size=size, seed=seed, **counts))
-    if n is not None:
-        raise ValueError(
-            f"n={n} is for drawn sets; of {name!r} all is read, and a study takes less"
-        )
-    return store.read_zarr(tasks.prepared_path(ingest(name, size=size, seed=seed, **options), size))
+    full = ingest(name, size=size, seed=seed, **options)
+    found = store.read_zarr(tasks.prepared_path(full, size))
+    if n is None:
+        return found
+    if n > found.sizes["image"]:
+        raise ValueError(f"n={n} asked for, {full} has {found.sizes['image']} images")
+    rows = np.random.default_rng(seed).permutation(found.sizes["image"])[:n]
+    return found.isel(image=np.sort(rows))
 
 
 def ingest(
