@@ -1,7 +1,7 @@
 """Images with their labels, patients and folds: one Dataset a task.
 
-People's images come in by `ingest`, which knows the `layouts`; drawn ones are in `drawn`; `tasks`
-loads both. From below come `config` and `store` alone; import nothing above.
+People's images come in by `ingest`, which knows `layouts`, made of tables (`labels`) and files
+(`listing`); drawn ones are in `drawn`; `tasks` loads both. Below: `config` and `store` alone.
 """
 
 from transfusion.images.ingest import prepare

@@ -25,7 +25,7 @@ COLUMNS = {
     "patient": ("patientid", "subject", "subjectid", "person", "caseid"),
     "split": ("set", "subset", "partition", "trainvaltest"),
 }
-SPLITS = {
+WORDS = {
     "train": ("train", "training", "trainset"),
     "valid": ("valid", "val", "validation", "validate", "dev", "validset", "valset"),
     "test": ("test", "testing", "testset", "holdout"),
@@ -102,7 +102,7 @@ def role(
 
 def split_named(word: str) -> str | None:
     """`train`, `valid` or `test` by any of its usual names; None for what is no split."""
-    return next((split for split, words in SPLITS.items() if plain(word) in words), None)
+    return next((split for split, words in WORDS.items() if plain(word) in words), None)
 
 
 def splits(column: pd.Series, path: Path) -> np.ndarray:
@@ -111,7 +111,7 @@ def splits(column: pd.Series, path: Path) -> np.ndarray:
         unknown = sorted(set(column[found.isna()]))[:5]
         raise ValueError(
             f"{path}: column {column.name!r} has {', '.join(map(repr, unknown))}; expected "
-            f"{', '.join(SPLITS)}, or such words as {', '.join(w[1] for w in SPLITS.values())}"
+            f"{', '.join(WORDS)}, or such words as {', '.join(w[1] for w in WORDS.values())}"
         )
     return found.to_numpy()
 

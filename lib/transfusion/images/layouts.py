@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from transfusion import config
-from transfusion.images import folds
+from transfusion.images import folds, listing
 from transfusion.images import labels as written
 
 FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion")
@@ -28,11 +28,6 @@ NIH = (*FINDINGS, "Emphysema", "Fibrosis", "Hernia", "Infiltration", "Mass", "No
 MOST = 128  # grades: a number beyond is an identifier, or a measure, and no label
 UNCERTAIN = {"zeros": 0, "ones": 1, "ignore": -1}
 RATED = {"retinamnist": {"outputs": 5, "positive_from": 2}}  # grades among the MedMNIST sets
-PHOTOGRAPHS = (
-    *(".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
-    *(".ppm", ".tif", ".tiff", ".webp"),
-)
-SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini")  # nobody put them there
 # Where each split ends, as a share of the patients in random order: twice as many test as validate,
 # for the test's error is what is reported.
 ENDS = {"train": 0.7, "valid": 0.8, "test": 1.0}
@@ -83,9 +78,7 @@ def _folder(
             table = others.rename(columns={given: name})
         table = written.role(table, name, told, target)
     _need(table, ["image", *target], path)
-    attrs = _targets(table, target, path, grades, told) | {"positive_from": positive_from}
-    if len(target) > 1:
-        del attrs["positive_from"]
+    attrs = _targets(table, target, path, told, grades=grades, positive_from=positive_from)
     if "patient" in table:
         table["patient"] = written.patients(table["patient"], path)
     else:
@@ -94,12 +87,18 @@ def _folder(
     columns = ["image", *target, "patient", *(["split"] if "split" in table else [])]
     table = written.once(table[columns], path, told)
     table["split"] = _splits(table, "patient", seed, path)
-    files = _files(place / images, table["image"], suffix, told)
+    files = listing.named(place / images, table["image"], suffix, told)
     return Collection(table, files, attrs, told=told)
 
 
 def _targets(
-    table: pd.DataFrame, target: Sequence[str], path: Path, grades: int | None, told: list[str]
+    table: pd.DataFrame,
+    target: Sequence[str],
+    path: Path,
+    told: list[str],
+    *,
+    grades: int | None,
+    positive_from: int,
 ) -> dict[str, Any]:
     """The labels of these columns as integers, in place; the attrs of such a task."""
     if len(target) > 1:
@@ -110,37 +109,8 @@ def _targets(
     table[column] = written.integers(table[column], path, below=grades or MOST)
     if grades is None:
         written.check_grades(table[column], path, told)
-    return {"task": "grades", "outputs": grades or int(table[column].max()) + 1}
-
-
-def _files(folder: Path, names: pd.Series, suffix: str, told: list[str]) -> list[Path]:
-    """The file of each name: as it is written, with `suffix`, or, where it has none or another,
-    the one image below the folder that is called so but for its suffix."""
-    paths = [folder / _portable(name) for name in names]
-    paths = [p if p.suffix.lower() in PHOTOGRAPHS else p.with_name(p.name + suffix) for p in paths]
-    absent = [i for i, path in enumerate(paths) if not path.is_file()]
-    if not absent or not folder.is_dir():
-        return paths
-    there = _photographs(folder, {_stem(names.iloc[i]) for i in absent})
-    found = {i: there[_stem(names.iloc[i])] for i in absent if _stem(names.iloc[i]) in there}
-    if found:
-        first = min(found)
-        told.append(
-            f"{len(found)} images are found by their names but for the suffix or folder, such as "
-            f"{names.iloc[first]!r}: {found[first].relative_to(folder)}"
-        )
-    return [found.get(i, path) for i, path in enumerate(paths)]
-
-
-def _portable(name: str) -> str:
-    """A path as Windows writes it, as it is written elsewhere."""
-    return name.replace("\\", "/")
-
-
-def _stem(name: str) -> str:
-    """A file's name without its folders and the suffix of an image."""
-    path = Path(_portable(name))
-    return path.stem if path.suffix.lower() in PHOTOGRAPHS else path.name
+    outputs = grades or int(table[column].max()) + 1
+    return {"task": "grades", "outputs": outputs, "positive_from": positive_from}
 
 
 def _eyepacs(
@@ -189,7 +159,9 @@ def _nih(
     for column in target:
         table[column] = written.integers(table[column], path, below=2)
     table["split"] = _nih_splits(table, place / "test_list.txt", seed, path)
-    files = table["image"].map(lambda name: Path(name).stem).map(_photographs(place / images))
+    files = (
+        table["image"].map(lambda name: Path(name).stem).map(listing.photographs(place / images))
+    )
     there = files.notna()
     if not there.any():
         raise FileNotFoundError(f"no image of {path} lies under {place / images}")
@@ -216,19 +188,6 @@ def _nih_splits(table: pd.DataFrame, test_list: Path, seed: int, path: Path) -> 
         splits[~test] = rest
         return splits
     return _splits(table, "patient", seed, path)
-
-
-def _photographs(folder: Path, wanted: set[str] | None = None) -> dict[str, Path]:
-    """Images anywhere below a folder, by name without suffix; one name twice is an error."""
-    found: dict[str, Path] = {}
-    for path in _below(folder):
-        if wanted is not None and path.stem not in wanted:
-            continue
-        if path.stem in found:
-            both = [str(p.relative_to(folder)) for p in (found[path.stem], path)]
-            raise ValueError(f"{path.stem} is {' and '.join(both)}: say which (images=)")
-        found[path.stem] = path
-    return found
 
 
 def _chexpert(
@@ -334,14 +293,18 @@ def _imagefolder(place: Path, *, seed: int) -> Collection:
     drawn = table["split"] == "train"
     ends = _tenths([split for split in folds.SPLITS if split not in splits])
     table.loc[drawn, "split"] = divided(table["patient"][drawn], seed, ends)
-    others = [str(p.relative_to(place)) for folder in splits.values() for p in _no_images(folder)]
+    others = [
+        str(p.relative_to(place))
+        for folder in splits.values()
+        for p in listing.others_below(folder)
+    ]
     left_out = [f"{other}: no image, by its suffix" for other in others]
     return Collection(table, files, _class_attrs(names), told=told, left_out=left_out)
 
 
 def _split_folders(place: Path, told: list[str]) -> dict[str, Path]:
     """The folders of splits, by any of their usual names; none where folders are classes."""
-    within = _folders(place)
+    within = listing.subfolders(place)
     found: dict[str, Path] = {}
     for folder in within:
         split = written.split_named(folder.name)
@@ -351,7 +314,7 @@ def _split_folders(place: Path, told: list[str]) -> dict[str, Path]:
             )
         if split is not None:
             found[split] = folder
-    if not found or ("train" in found and not _folders(found["train"])):
+    if not found or ("train" in found and not listing.subfolders(found["train"])):
         return {}
     others = [folder.name for folder in within if folder not in found.values()]
     if "train" not in found:
@@ -365,23 +328,13 @@ def _split_folders(place: Path, told: list[str]) -> dict[str, Path]:
     return found
 
 
-def _folders(place: Path) -> list[Path]:
-    """Those that somebody put there, in the order of their names."""
-    return sorted(p for p in place.iterdir() if p.is_dir() and not _is_hidden(p))
-
-
-def _is_hidden(path: Path) -> bool:
-    """Named with a dot in front, as a Mac and editors leave them, or by the system."""
-    return path.name.startswith(".") or path.name in SYSTEM
-
-
 def _tenths(missing: Sequence[str]) -> dict[str, float]:
     """Where the splits end, if each that is missing is a tenth."""
     return {s: 1 - 0.1 * (len(missing) - i) for i, s in enumerate(["train", *missing])}
 
 
 def _classes(folder: Path) -> list[str]:
-    names = [path.name for path in _folders(folder)]
+    names = [path.name for path in listing.subfolders(folder)]
     if len(names) < 2:
         raise ValueError(f"{folder}: expected a folder a class, at least two, got {names}")
     return names
@@ -390,28 +343,12 @@ def _classes(folder: Path) -> list[str]:
 def _members(folder: Path, names: Sequence[str]) -> Iterable[tuple[str, Path]]:
     """Class and path of every image below a folder of classes."""
     for name in _classes(folder):
-        files = _below(folder / config.one_of(name, names, f"class in {folder}:"))
+        files = listing.images_below(folder / config.one_of(name, names, f"class in {folder}:"))
         if not files:
-            raise ValueError(f"no image in {folder / name}; possible: {', '.join(PHOTOGRAPHS)}")
+            raise ValueError(
+                f"no image in {folder / name}; possible: {', '.join(listing.PHOTOGRAPHS)}"
+            )
         yield from ((name, file) for file in files)
-
-
-def _below(folder: Path) -> list[Path]:
-    return [path for path in _everything(folder) if path.suffix.lower() in PHOTOGRAPHS]
-
-
-def _no_images(folder: Path) -> list[Path]:
-    return [path for path in _everything(folder) if path.suffix.lower() not in PHOTOGRAPHS]
-
-
-def _everything(folder: Path) -> list[Path]:
-    """Files below a folder, but for what is hidden, in the order of their names."""
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(p for p in paths if not any(map(_is_hidden, _within(folder, p))))
-
-
-def _within(folder: Path, path: Path) -> list[Path]:
-    return [Path(part) for part in path.relative_to(folder).parts]
 
 
 def _jpegs(place: Path, *, seed: int) -> Collection:

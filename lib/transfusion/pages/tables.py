@@ -166,12 +166,12 @@ def source_table(results: xr.Dataset) -> HTML:
         return HTML("<p>No network of this study was pretrained here.</p>")
     columns = [n for n in ("source_top1", "source_top5", "source_auc") if n in results]
     names = {"source_top1": "top-1 (%)", "source_top5": "top-5 (%)", "source_auc": "AUC (%)"}
-    table = 100 * results[columns].to_dataframe()[columns]
+    reached_by = 100 * results[columns].to_dataframe()[columns]
     reached = 100 * results["test_auc"].sel(init="transfer").mean(["fold", "seed"])
-    table["transfer"] = reached.to_series()
-    table = table.rename(columns=names | {"transfer": "medical AUC, transfer (%)"})
-    table.index = [terms.title(str(m)) for m in table.index]
-    return styled(table.map(lambda v: "named weights" if np.isnan(v) else f"{v:.1f}"))
+    reached_by["transfer"] = reached.to_series()
+    reached_by = reached_by.rename(columns=names | {"transfer": "medical AUC, transfer (%)"})
+    reached_by.index = [terms.title(str(m)) for m in reached_by.index]
+    return styled(reached_by.map(lambda v: "named weights" if np.isnan(v) else f"{v:.1f}"))
 
 
 def tuning_table(results: xr.Dataset) -> HTML:
@@ -241,8 +241,8 @@ def measures_table(results: xr.Dataset) -> HTML:
     shown = _labels(next(iter(tables.values())))
     if shown.empty:
         return HTML(NO_RUN)
-    for name, table in tables.items():
-        shown[name] = [_ends(row, "added", 3) for _, row in table.iterrows()]
+    for name, gaps in tables.items():
+        shown[name] = [_ends(row, "added", 3) for _, row in gaps.iterrows()]
     return styled(shown, index=False)
 
 
@@ -366,10 +366,10 @@ def footer(results: xr.Dataset, chapter: str) -> HTML:
         f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items()
     )
     columns = [c for c in COLUMNS if c in runs]
-    table = styled(runs[columns].round({"seconds": 1}), index=False).data
+    every = styled(runs[columns].round({"seconds": 1}), index=False).data
     return HTML(
         f'<p class="again">Run it again: <code>transfusion run {study} --chapter {chapter}</code>, '
         f"{spent} where these numbers were made.</p>"
         '<details class="provenance"><summary>Where these numbers come from</summary>'
-        f"<dl>{lines}</dl>{table}</details>"
+        f"<dl>{lines}</dl>{every}</details>"
     )
