@@ -90,7 +90,7 @@ def rng():
 def no_torch(tmp_path_factory):
     """Environment of a process, and of all that it starts, without what only training takes."""
     folder = tmp_path_factory.mktemp("no_torch")
-    for name in ("torch", "torchvision", "sklearn", "snakemake"):
+    for name in ("torch", "torchvision", "timm", "sklearn", "snakemake"):
         words = f"raise RuntimeError('{name} is imported to read results')"
         (folder / f"{name}.py").write_text(words)
     return {"PYTHONPATH": str(folder)}

@@ -296,7 +296,12 @@ def data(name, size, **options) -> None:
 
 @_takes(
     _arg("model", help="a model of networks.models, such as resnet50"),
-    _arg("--from", dest="path", type=Path, help="default: torchvision's download"),
+    _arg(
+        "--from",
+        dest="path",
+        type=Path,
+        help="default: torchvision's or timm's download",
+    ),
     _arg("--name", default="imagenet"),
 )
 def weights(model, path, name) -> None:

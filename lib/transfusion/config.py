@@ -25,6 +25,7 @@ Precision = Literal["float32", "bfloat16", "any"]  # any: what the machine is fa
 Optimizer = Literal["adam", "sgd"]
 Augmentation = Literal["mirror", "mirror and crops"]
 
+Model = Annotated[str, AfterValidator(terms.spelt)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Neurons = Count | Annotated[float, Field(gt=0, lt=1)]
@@ -135,7 +136,7 @@ class Run:
     """One network trained once."""
 
     data: Data
-    model: str
+    model: Model
     init: Init
     optim: Optim
     seed: int = 0
@@ -175,7 +176,7 @@ class Baseline:
 
     data: Data
     features: Literal["statistics", "thumbnail", "frozen"]
-    model: str | None = None
+    model: Model | None = None
     init: Init = Init()
     seed: int = 0
 

@@ -244,6 +244,12 @@ def complete(key: str) -> bool:
 
 
 def _done(key: str) -> dict | None:
+    """What was said of a finished result, or None where there is none that this version made."""
+    told = _told(key)
+    return told if told is not None and told["schema"] == LAYOUT else None
+
+
+def _told(key: str) -> dict | None:
     try:
         return json.loads((run_folder(key) / "done.json").read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
@@ -273,11 +279,11 @@ def state(key: str) -> str:
     `started` has a checkpoint that nobody works on, `stale` was made by another version.
     """
     done = _done(key)
-    if done is not None and done["schema"] == LAYOUT:
+    if done is not None:
         return done["status"]
     if _is_leased(key):
         return "running"
-    if done is not None:
+    if _told(key) is not None:
         return "stale"
     return "started" if (run_folder(key) / "checkpoint.pt").exists() else "missing"
 
@@ -384,7 +390,9 @@ def code(folder: Path = LIBRARY) -> str:
 @cache
 def provenance() -> dict[str, str]:
     """Commit and versions, for the attrs of whatever is computed here."""
-    versions = {name: _version(name) for name in ("torch", "torchvision", "numpy", "xarray")}
+    versions = {
+        name: _version(name) for name in ("torch", "torchvision", "timm", "numpy", "xarray")
+    }
     return {"commit": _commit(), **versions}
 
 

@@ -29,6 +29,33 @@ NETWORKS = {
 }
 
 
+# Names for timm's: those by which torchvision builds the same function, and short ones.
+SPELT = {
+    "mobilenet_v2": "mobilenetv2_100",
+    **{"regnet_y_400mf": "regnety_004", "regnet_y_1_6gf": "regnety_016"},
+    **{"regnet_y_3_2gf": "regnety_032", "regnet_y_8gf": "regnety_080_tv"},
+    **{"regnet_y_16gf": "regnety_160", "regnet_y_32gf": "regnety_320"},
+    **{"regnet_x_400mf": "regnetx_004_tv", "regnet_x_800mf": "regnetx_008"},
+    **{"regnet_x_1_6gf": "regnetx_016", "regnet_x_3_2gf": "regnetx_032"},
+    **{"regnet_x_8gf": "regnetx_080", "regnet_x_16gf": "regnetx_160"},
+    "regnet_x_32gf": "regnetx_320",
+    **{"vit_b_16": "vit_base_patch16_224", "vit_b_32": "vit_base_patch32_224"},
+    **{"vit_l_16": "vit_large_patch16_224", "vit_l_32": "vit_large_patch32_224"},
+    **dict.fromkeys(("swin_t", "swin_tiny"), "swin_tiny_patch4_window7_224"),
+    **dict.fromkeys(("swin_s", "swin_small"), "swin_small_patch4_window7_224"),
+    **dict.fromkeys(("swin_b", "swin_base"), "swin_base_patch4_window7_224"),
+    **{"maxvit_tiny": "maxvit_tiny_tf_224", "mobilenetv3_small": "mobilenetv3_small_100"},
+    **{f"deit_{size}": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")},
+}
+
+
+def spelt(model: str) -> str:
+    """The name under which a network is built and kept; what follows a blank, as an arm's init
+    does, stays."""
+    name, blank, rest = model.partition(" ")
+    return SPELT.get(name, name) + blank + rest
+
+
 class Start(NamedTuple):
     """How a network may start: all that there is to enter of an init, but for its function in
     `networks.inits`, which has the init's name unless `does` says another."""

@@ -179,6 +179,14 @@ def test_two_images_of_one_name_are_not_guessed_between(cache, tmp_path):
         kept(table(place, [(str(i), str(i % 2)) for i in range(20)], "image,label"))
 
 
+def test_images_that_no_row_names_are_counted(cache, tmp_path):
+    place = simple(tmp_path / "mine")
+    for name in ("a/late.png", "b/later.png"):
+        draw(place / name)
+    told = kept(place).attrs["told"]
+    assert "2 images lie there in no row of labels.csv, such as a/late.png" in told
+
+
 def test_identical_images_of_two_splits_or_labels_are_told(cache, tmp_path):
     place = classes(tmp_path / "in", ("train", "val", "test"))
     shutil.copy(place / "train/benign/benign_0.png", place / "test/malignant/copy.png")

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models.resnet import BasicBlock, ResNet
 from transfusion import config, store, terms
-from transfusion.networks import gabors, inits, models, others, weights
+from transfusion.networks import classics, gabors, inits, models, parts, weights
 
 # What each init makes of convolutions, batch norm's scale and shift, and its statistics.
 MADE_OF = {
@@ -35,7 +35,7 @@ class Narrow(ResNet):
 def narrow(outputs, seed):
     torch.manual_seed(seed)
     net = Narrow(BasicBlock, [1, 2, 1, 1], num_classes=outputs)
-    return models._named(net, others.RESNET_BLOCKS, "fc")
+    return parts.named(net, parts.Plan(classics.RESNET, ("fc",)))
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +153,9 @@ def test_scale_matched_weights_keep_their_direction(built, source):
 
 
 def test_biases_that_are_built_as_zeros_cannot_be_scaled():
-    net = models.build("mobilenet_v3_small", outputs=5)
+    net = models.build("mobilenetv3_small_100", outputs=5)
     record = inits.apply("scale_matched", net, source=unusual(copy.deepcopy(net)))
-    assert record["classifier.0.bias"] == "kept" and record["classifier.0.weight"] == "redrawn"
+    assert record["conv_head.bias"] == "kept" and record["conv_head.weight"] == "redrawn"
     assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
 
 
@@ -243,7 +243,7 @@ def test_the_slim_network_starts_from_what_fits_of_the_full_one():
             inits.apply(name, net, source=full)
 
 
-@pytest.mark.parametrize("model", ["vgg11", "vit_b_16", "mobilenet_v3_small", "swin_t"])
+@pytest.mark.parametrize("model", ["vgg11", "vit_b_16", "mobilenetv3_small_100", "swin_t"])
 def test_transfer_takes_every_tensor_but_the_head_of_any_network(model):
     with torch.device("meta"):
         net = models.build(model, outputs=5)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import nn
-from transfusion.networks import models
+from transfusion.networks import convolution, models, parts
 from transfusion.similarity import activations
 
 from bench import reference
@@ -112,7 +112,7 @@ def test_convolutions_as_products_are_the_same_function(name, size, reduced, mon
 def test_only_plain_convolutions_become_products():
     net = models.build("mobilenet_v2", outputs=2)
     kinds = {m.groups > 1: type(m) for m in net.modules() if isinstance(m, torch.nn.Conv2d)}
-    assert kinds == {True: torch.nn.Conv2d, False: models.Convolution}
+    assert kinds == {True: torch.nn.Conv2d, False: convolution.Convolution}
 
 
 def test_the_slim_resnet_is_the_full_one_up_to_its_second_block():
@@ -157,7 +157,7 @@ def test_frozen_blocks_have_no_gradient_and_their_batch_norm_no_new_statistics()
     net = models.build("resnet18", outputs=5)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     frozen = models.tensors(net, models.upto(net, "block2"))
-    models.freeze(net, models.upto(net, "block2"))
+    parts.freeze(net, models.upto(net, "block2"))
     for mode in (False, True):  # evaluated, and trained again
         net.train(mode)
     net(torch.randn(4, 3, 32, 32)).sum().backward()
@@ -187,17 +187,20 @@ def test_memory_grows_with_the_number_of_pixels():
 
 
 def test_what_is_frozen_gives_the_same_features_in_every_pass():
-    """Dropout too, which lies before VGG's classifier, outside of its named blocks."""
-    net = models.build("vgg11_bn", outputs=5)
+    """Stochastic depth too, which draws whole branches of a transformer at random."""
+    net = models.build("swin_tiny", outputs=5, size=64)
     images = torch.randn(4, 3, 64, 64)
 
     def features():
         with torch.no_grad():
-            return net.classifier[:6](net.avgpool(net.features(images)).flatten(1))
+            return net.forward_features(images)
 
     net.train()
     assert not torch.equal(features(), features())
-    models.freeze(net, models.blocks(net))
+    parts.freeze(net, models.blocks(net))
     net.train()
     assert torch.equal(features(), features())
-    assert any(p.requires_grad for p in net.parameters())
+    assert {n for n, p in net.named_parameters() if p.requires_grad} == {
+        "head.fc.weight",
+        "head.fc.bias",
+    }

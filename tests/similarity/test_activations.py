@@ -9,7 +9,7 @@ import torch
 import zarr
 from transfusion import store
 from transfusion.images import ingest
-from transfusion.networks import models
+from transfusion.networks import models, parts
 from transfusion.similarity import activations, second_moments, stored
 
 from ..conftest import ROOT
@@ -208,7 +208,7 @@ def test_inplace_relu_does_not_reach_what_is_captured(images):
             return self.last(torch.nn.functional.relu(third, inplace=True) + x)
 
     blocks = {name: (name,) for name in ("first", "second", "third", "last")}
-    net = models._named(Overwriting(), blocks, "none")
+    net = parts.named(Overwriting(), parts.Plan(blocks, ("none",)))
     pixels = torch.rand(4, 3, 8, 8)
     with torch.no_grad():
         first = net.first(pixels)

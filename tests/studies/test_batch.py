@@ -28,7 +28,7 @@ class Place:
     project = ROOT
 
     def __init__(self, folder):
-        self.cache, self.build = folder / "cache", folder / "build"
+        self.cache, self.build = folder / "a user's cache", folder / "what's built"
         link_tracked(self.cache)
         self.environment = {
             **os.environ,
@@ -77,7 +77,7 @@ class Checkout(Place):
 
     def __init__(self, folder):
         super().__init__(folder)
-        self.project = folder / "project"
+        self.project = folder / "my user's project"
         ignored = shutil.ignore_patterns("_build", "__pycache__")
         for name in ("lib", "book", "params"):
             shutil.copytree(ROOT / name, self.project / name, ignore=ignored)

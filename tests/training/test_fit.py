@@ -235,6 +235,7 @@ def test_transfer_starts_from_its_source(cache, tiny_run):
     ("changes", "message"),
     [
         ({"model": "cbr_tini"}, "Did you mean 'cbr_tiny'"),
+        ({"model": "efficientnet_b0", "devices": 2}, "BatchNormAct2d cannot be shared by several"),
         ({"init": config.Init(name="mean_var")}, "needs a source"),
         ({"init": config.Init(name="transfer", source="imagenet@1")}, "no pretrained weights"),
     ],

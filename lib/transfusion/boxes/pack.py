@@ -29,8 +29,8 @@ README = """# A box of {studies}
 
 {runs} trainings and comparisons, most valuable first, packed at commit {commit}.
 It needs Python 3.11 to 3.13 with torch 2.11 or later, torchvision, numpy, xarray, pandas,
-scikit-learn and safetensors; and zarr and pydantic, which most machines lack
-(`pip install zarr pydantic`, or from wheels where there is no network).
+scikit-learn and safetensors, and timm if a network is one of its; and zarr and pydantic, which
+most machines lack (`pip install zarr pydantic`, or from wheels where there is no network).
 
 There, for nine minutes; again with the same folder it goes on:
 

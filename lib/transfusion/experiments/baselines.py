@@ -120,7 +120,7 @@ def frozen(spec: config.Baseline, images: xr.Dataset) -> np.ndarray:
         net = comparison.calibrate(net, known)
     blocks = activations.extractor(net)
     with torch.no_grad():
-        parts = [_averaged(blocks(models.normalise(b))) for b in loop.batches(images)]
+        parts = [_averaged(blocks(models.normalise(b, net))) for b in loop.batches(images)]
     return torch.cat(parts).cpu().numpy()
 
 

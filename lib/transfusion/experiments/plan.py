@@ -33,10 +33,10 @@ class Knobs:
     folds: Annotated[int, Field(ge=3)] | None = None
     fold: Annotated[int, Field(ge=0)] | None = None
     source: str
-    weights: dict[str, str]
-    models: list[str]
+    weights: dict[config.Model, str]
+    models: list[config.Model]
     inits: list[config.InitName]
-    own_inits: dict[str, list[config.InitName]] = field(default_factory=dict)
+    own_inits: dict[config.Model, list[config.InitName]] = field(default_factory=dict)
     image_size: int
     train_size: config.Count | None
     valid_size: config.Count | None
@@ -47,7 +47,7 @@ class Knobs:
     source_image_size: config.Count | None = None
     batch: config.Count
     lr: config.Positive
-    tuned: dict[str, config.Positive] = field(default_factory=dict)
+    tuned: dict[config.Model, config.Positive] = field(default_factory=dict)
     optimizer: config.Optimizer = "adam"
     devices: config.Count = 1
     evaluations: config.Count
@@ -58,7 +58,7 @@ class Knobs:
     targets: list[str] | None = None
     train_sizes: list[config.Count | None] = field(default_factory=list)
     rates: list[config.Positive] = field(default_factory=list)
-    grown: dict[str, list[config.Positive]] = field(default_factory=dict)
+    grown: dict[config.Model, list[config.Positive]] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
     variants: dict[str, dict] = field(default_factory=dict)
     images: config.Count = 1000

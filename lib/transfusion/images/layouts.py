@@ -88,6 +88,7 @@ def _folder(
     table = written.once(table[columns], path, told)
     table["split"] = _splits(table, "patient", seed, path)
     files = listing.named(place / images, table["image"], suffix, told)
+    told += listing.in_no_row(place / images, files, path)
     return Collection(table, files, attrs, told=told)
 
 

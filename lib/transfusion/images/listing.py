@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +31,16 @@ def named(folder: Path, names: pd.Series, suffix: str, told: list[str]) -> list[
             f"{names.iloc[first]!r}: {found[first].relative_to(folder)}"
         )
     return [found.get(i, path) for i, path in enumerate(paths)]
+
+
+def in_no_row(folder: Path, files: list[Path], table: Path) -> list[str]:
+    """What to tell of images that lie below the folder and are none of a table's files."""
+    named = {os.path.normpath(file) for file in files}
+    rest = [path for path in images_below(folder) if os.path.normpath(path) not in named]
+    if not rest:
+        return []
+    such = rest[0].relative_to(folder)
+    return [f"{len(rest)} images lie there in no row of {table.name}, such as {such}"]
 
 
 def _portable(name: str) -> str:

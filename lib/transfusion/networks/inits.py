@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from transfusion import config, terms
-from transfusion.networks import gabors, models, weights
+from transfusion.networks import gabors, models, parts, weights
 
 Record = dict[str, str]
 TAKEN = ["net", "source", "generator"]
@@ -38,7 +38,7 @@ def apply(
     if source is None:
         raise ValueError(f"init {name!r} needs pretrained weights, got no source")
     if start == "frozen":
-        models.freeze(net, models.upto(net, block))
+        parts.freeze(net, models.upto(net, block))
     with torch.no_grad():
         taken = weights.fit_source(net, source, needed(name, net))
         return record | _function(name)(net, taken, generator)
@@ -58,7 +58,7 @@ def needed(name: str, net: nn.Module) -> set[str]:
         "weights": names.intersection(own),
         "all but weights": names.difference(own),
         "trained": names & dict(net.named_parameters()).keys(),  # no running statistics
-        "first weights": set(own[:1]),
+        "first weights": {_first_convolution(net)} if start.takes == "first weights" else set(),
     }
     return takes[start.takes]
 
@@ -90,9 +90,10 @@ def transfer(net: nn.Module, source: weights.State, generator: torch.Generator) 
 def mean_var(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
     """Mean Var (section 5): i.i.d. normal weights with each pretrained tensor's mean and deviation.
 
-    Scale is kept, features are destroyed. Convolution and linear weights and biases are redrawn, of
-    all blocks or of those up to one (`mean_var:conv1`); batch norm starts at (1, 0), the reading of
-    Matsoukas et al. 2022, since the paper's own handling was not recovered.
+    Scale is kept, features are destroyed. Weights and biases are redrawn, of convolutions, linear
+    layers, attention and embeddings, of all blocks or of those up to one (`mean_var:conv1`); batch
+    norm and its kin start at (1, 0), the reading of Matsoukas et al. 2022, since the paper's own
+    handling was not recovered.
     """
     return _redraw(net, source, generator, [n for n in _weight_names(net) if n in source])
 
@@ -158,7 +159,7 @@ def gabor(net: nn.Module, source: weights.State, generator: torch.Generator) -> 
 
     The bank of `gabors.gabor_bank`, grey, at the mean and deviation of the pretrained filters.
     """
-    name = _weight_names(net)[0]
+    name = _first_convolution(net)
     weight, given = net.state_dict()[name], source[name]
     bank = torch.from_numpy(gabors.gabor_bank(len(weight), weight.shape[-1]))[:, None]
     bank = bank.expand(weight.shape).float()
@@ -186,11 +187,22 @@ def _redraw(
 
 
 def _weight_names(net: nn.Module) -> list[str]:
-    """Weights and biases of convolutions and linear layers, in order."""
-    kinds = (nn.modules.conv._ConvNd, nn.Linear)
-    return [
-        f"{module_name}.{name}"
-        for module_name, module in net.named_modules()
-        if isinstance(module, kinds)
-        for name, _ in module.named_parameters(recurse=False)
-    ]
+    """Weights and biases in order: all that is trained but in normalisation, so those of attention
+    and of embeddings too."""
+    owner = net.get_submodule
+    return [n for n, _ in net.named_parameters() if not _normalises(owner(n.rpartition(".")[0]))]
+
+
+def _normalises(module: nn.Module) -> bool:
+    """By the name of its kind, as there are many; what holds layers of its own is none."""
+    own = len([*module.parameters(recurse=False)]) == len([*module.parameters()])
+    return own and "Norm" in type(module).__name__
+
+
+def _first_convolution(net: nn.Module) -> str:
+    """The weights of the first layer; raises ValueError where it is no convolution of images."""
+    parameters = dict(net.named_parameters())
+    for name in _weight_names(net):
+        if parameters[name].dim() == 4:
+            return name
+    raise ValueError("this network has no first convolution")

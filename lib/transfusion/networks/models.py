@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import difflib
 from dataclasses import dataclass
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from transfusion import config
+from transfusion import terms
+from transfusion.networks import convolution, parts
+
+# A network's parts are told where it is built.
+from transfusion.networks.parts import blocks, in_head, tensors, upto
+
+__all__ = [
+    "CBRS", "blocks", "build", "check", "flops", "in_head", "memory", "names", "normalise",
+    "parameters", "tensors", "upto",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,73 +40,40 @@ CBRS = {
     "cbr_small": CBR(7, (32, 64, 128, 256)),
     "cbr_tiny": CBR(5, (32, 64, 128, 256)),
 }
-PLAN = "_blocks_and_head"  # the attribute in which a network keeps them
-SMALL_MAP = 4  # pixels; up to here a bfloat16 convolution is faster as a product, measured
 
 
 def names() -> list[str]:
-    """What `build` knows: the CBR family, the slim ResNet-50, torchvision's classifiers."""
+    """What `build` knows: our own, and all of timm's."""
     from transfusion.networks import others
 
-    return [*CBRS, *others.names()]
+    return [*ours(), *others.names()]
 
 
-def build(name: str, *, outputs: int, channels: int = 3, seed: int = 0) -> nn.Module:
+def ours() -> list[str]:
+    """Networks with the paper's blocks: the CBR family, and torchvision's of the paper's time."""
+    from transfusion.networks import classics
+
+    return [*CBRS, *classics.names()]
+
+
+def build(
+    name: str, *, outputs: int, channels: int = 3, seed: int = 0, size: int | None = None
+) -> nn.Module:
     """A freshly initialised network (N, channels, H, W) -> (N, outputs).
 
     The weights depend on `seed` alone, not on the global generator. Its parts are told by
-    `blocks` and by `head`, which alone depends on `outputs`.
-    Raises ValueError for an unknown name.
+    `blocks` and by its classifier, which alone depends on `outputs`. `size` in pixels is for
+    networks that are made for one, as transformers are (default: that of their own weights).
+    Raises ValueError for an unknown name, and where it cannot be built so.
     """
-    if name not in CBRS:
-        config.one_of(name, names(), "model")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = _cbr(CBRS[name], outputs, channels) if name in CBRS else _other(name, outputs)
+    name = terms.spelt(name)
+    _check_known(name)
     if channels != 3 and name not in CBRS:
         raise ValueError(f"{name} takes 3 channels, got channels={channels}")
-    for module in net.modules():
-        if type(module) is nn.Conv2d and _is_plain(module):
-            module.__class__ = Convolution  # the same tensors under the same names
-    return net
-
-
-class Convolution(nn.Conv2d):
-    """A convolution that is a matrix product where this is faster: on the CPU, 1x1 or a small map.
-
-    There oneDNN's gradient of the weights fills its tiles with little but padding: a training step
-    of ResNet-50 takes 0.6 of the time at 32 px, 0.8 at 64 px. The same function to rounding.
-    """
-
-    def forward(self, images: Tensor) -> Tensor:
-        kernel, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
-        size, reduced = images.shape[2:], torch.is_autocast_enabled("cpu")
-        small = reduced and size.numel() <= SMALL_MAP
-        if images.is_cuda or (kernel > 1 and not small):
-            return super().forward(images)
-        if kernel == 1:
-            patches = images[:, :, ::stride, ::stride].permute(0, 2, 3, 1)
-        else:
-            patches = F.unfold(images, kernel, padding=padding, stride=stride).mT
-        height, width = ((pixels + 2 * padding - kernel) // stride + 1 for pixels in size)
-        rows, weight = patches.flatten(0, -2), self.weight.flatten(1)
-        product = F.linear(rows, weight) if reduced else _float_product(rows, weight)
-        return product.reshape(-1, height, width, len(weight)).permute(0, 3, 1, 2)
-
-
-def _float_product(rows: Tensor, weight: Tensor) -> Tensor:
-    """rows (N, in) times weight (out, in) as one long 1x1 convolution: `linear` would leave oneDNN
-    for MKL, which is slow on the processors of others than its maker."""
-    line = rows.view(1, 1, *rows.shape).permute(0, 3, 1, 2)  # one image in channels_last
-    return F.conv2d(line, weight[:, :, None, None]).permute(0, 2, 3, 1)
-
-
-def _is_plain(conv: nn.Conv2d) -> bool:
-    """Square, undilated, ungrouped, padded with zeros by less than its kernel, without a bias."""
-    square = all(len(set(pair)) == 1 for pair in (conv.kernel_size, conv.stride, conv.padding))
-    plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
-    padded = not isinstance(conv.padding, str) and conv.padding[0] < conv.kernel_size[0]
-    return square and plain and padded and conv.bias is None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = _cbr(CBRS[name], outputs, channels) if name in CBRS else _other(name, outputs, size)
+    return convolution.quicken(net)
 
 
 def _cbr(form: CBR, outputs: int, channels: int) -> nn.Module:
@@ -110,13 +85,61 @@ def _cbr(form: CBR, outputs: int, channels: int) -> nn.Module:
         channels = width
     net.add_module("pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     net.add_module("head", nn.Linear(channels, outputs))
-    return _named(net, {f"block{i}": (f"block{i}",) for i in range(1, last + 1)}, "head")
+    blocks: parts.Blocks = {f"block{i}": (f"block{i}",) for i in range(1, last + 1)}
+    return parts.named(net, parts.Plan(blocks, ("head",)))
 
 
-def _other(name: str, outputs: int) -> nn.Module:
-    from transfusion.networks import others  # torchvision, as slow as torch; CBRs need none
+def _other(name: str, outputs: int, size: int | None) -> nn.Module:
+    from transfusion.networks import classics, others  # slow to load, and CBRs need neither
 
-    return _named(*others.build(name, outputs))
+    if name in classics.names():
+        return classics.build(name, outputs)
+    return others.build(name, outputs, size)
+
+
+def _check_known(name: str) -> None:
+    if name in ours():
+        return
+    from transfusion.networks import others
+
+    if not others.known(name):
+        near = others.longer(name) or difflib.get_close_matches(name, names(), n=3)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        possible = f"{', '.join(ours())}, and timm's by their names"
+        raise ValueError(f"unknown model {name!r}; possible: {possible}.{hint}")
+
+
+def check(name: str, size: int) -> None:
+    """Raise ValueError, saying why and what would work, for a network that cannot take images of
+    `size` pixels, or whose blocks cannot be read."""
+    _check_known(terms.spelt(name))
+    why = _refusal(terms.spelt(name), size)
+    if why:
+        sizes = [str(s) for s in SIZES if s != size and not _refusal(terms.spelt(name), s)]
+        takes = f"such as {', '.join(sizes)} px" if sizes else "none"
+        instead = next(other for other in INSTEAD if not _refusal(other, size))
+        raise ValueError(
+            f"{name} takes no images of {size} px ({why}); sizes that it takes: {takes}; "
+            f"a network that takes {size} px: {instead}"
+        )
+
+
+# Tried where one is refused: usual sizes, and networks that take small images.
+SIZES = (32, 64, 96, 224, 256, 299)
+INSTEAD = ("resnet50", "cbr_tiny", "cbr_large_t")
+
+
+@cache
+def _refusal(name: str, size: int) -> str:
+    """Why a network takes no images of this size; empty if it does. Shapes alone are computed."""
+    try:
+        with torch.device("meta"):
+            net = build(name, outputs=5, size=size).eval()
+            found = parts.outputs(net, torch.empty(2, 3, size, size))
+    except Exception as error:  # of whatever network: it is told, not raised
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    empty = [block for block, maps in found.items() if not maps.numel()]
+    return f"nothing is left of them in {empty[0]}" if empty else ""
 
 
 def _block(channels: int, width: int, kernel: int, pool: bool) -> nn.Sequential:
@@ -128,82 +151,6 @@ def _block(channels: int, width: int, kernel: int, pool: bool) -> nn.Sequential:
     return nn.Sequential(*parts, *([nn.MaxPool2d(3, stride=2, padding=1)] if pool else []))
 
 
-def _named(net: nn.Module, blocks: dict[str, tuple[str, ...]], head: str) -> nn.Module:
-    # torch claims every other way to set one, and some networks have `blocks` of their own.
-    net.__dict__[PLAN] = dict(blocks), head
-    return net
-
-
-def blocks(net: nn.Module) -> dict[str, tuple[str, ...]]:
-    """The ordered blocks of a network of `build`, each with its modules' names; the last of these
-    holds the block's output."""
-    return net.__dict__[PLAN][0]
-
-
-def head(net: nn.Module) -> str:
-    """The name of the classifier."""
-    return net.__dict__[PLAN][1]
-
-
-def upto(net: nn.Module, block: str) -> list[str]:
-    """The blocks up to and including one of them, in order; raises ValueError for an unknown one.
-
-    `conv1` names the first block of every network: that of a CBR network is its first convolution.
-    """
-    names = list(blocks(net))
-    name = names[0] if block == "conv1" else config.one_of(block, names, "block")
-    return names[: names.index(name) + 1]
-
-
-def tensors(net: nn.Module, chosen: Iterable[str]) -> set[str]:
-    """Names of the state's tensors in these blocks, batch-norm statistics included.
-
-    What lies in no block, as VGG's first linear layers do, goes with the last, but no classifier.
-    """
-    block_of, chosen = _block_of(net), set(chosen)
-    return {n for n in net.state_dict() if not in_head(net, n) and block_of(n) in chosen}
-
-
-def _block_of(net: nn.Module) -> Callable[[str], str]:
-    """The block of a tensor or module by its name."""
-    place = {module: block for block, parts in blocks(net).items() for module in parts}
-    last = list(blocks(net))[-1]
-    return lambda name: place.get(name.split(".")[0], last)
-
-
-class FrozenBatchNorm(nn.BatchNorm2d):
-    """Batch norm that keeps to its statistics while the rest of a network trains."""
-
-    def train(self, mode: bool = True) -> FrozenBatchNorm:
-        return super().train(False)
-
-
-def freeze(net: nn.Module, chosen: Iterable[str]) -> None:
-    """Keep these blocks as they are in training: batch-norm statistics too, and nothing in them is
-    left to chance, so that an image has the same features in every pass."""
-    chosen = set(chosen)
-    names, block_of = tensors(net, chosen), _block_of(net)
-    for name, parameter in net.named_parameters():
-        parameter.requires_grad_(name not in names)
-    for name, module in net.named_modules():
-        if type(module) is nn.BatchNorm2d and f"{name}.running_mean" in names:
-            module.__class__ = FrozenBatchNorm
-            module.train()
-        elif _is_random(module) and block_of(name) in chosen:
-            module.p = 0.0
-
-
-def _is_random(module: nn.Module) -> bool:
-    """Dropout, or torchvision's stochastic depth."""
-    dropout = nn.modules.dropout._DropoutNd
-    return isinstance(module, dropout) or type(module).__name__ == "StochasticDepth"
-
-
-def in_head(net: nn.Module, tensor: str) -> bool:
-    """Whether a tensor of the state dict belongs to the classifier."""
-    return tensor.rpartition(".")[0] == head(net)
-
-
 def parameters(name: str) -> int:
     """Trainable parameters of a network with five outputs."""
     with torch.device("meta"):
@@ -212,16 +159,24 @@ def parameters(name: str) -> int:
 
 @cache
 def flops(name: str, size: int) -> int:
-    """Floating-point operations of one forward pass on one image, two a multiply-add."""
+    """Floating-point operations of one forward pass on one image, two a multiply-add.
+
+    Raises ValueError as `check` does.
+    """
+    check(name, size)
     with torch.device("meta"):
-        net = build(name, outputs=5).eval()
+        net = build(name, outputs=5, size=size).eval()
         with FlopCounterMode(display=False) as counter:
             net(torch.empty(1, 3, size, size))
     return counter.get_total_flops()
 
 
 def memory(name: str, size: int) -> int:
-    """Bytes that the backward pass of one image needs kept from the forward pass, in float32."""
+    """Bytes that the backward pass of one image needs kept from the forward pass, in float32.
+
+    Raises ValueError as `check` does.
+    """
+    check(name, size)
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -230,22 +185,22 @@ def memory(name: str, size: int) -> int:
         return tensor
 
     with torch.device("meta"):
-        net = build(name, outputs=5)
+        net = build(name, outputs=5, size=size)
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             output = net(torch.empty(2, 3, size, size))
     del output
     return sum(tensor.nbytes for tensor in kept.values()) // 2
 
 
-def normalise(images: Tensor) -> Tensor:
-    """(N, 3, H, W) uint8 -> float32 with ImageNet's mean and deviation, as the weights expect."""
-    mean, deviation = _channels(images.device)
+def normalise(images: Tensor, net: nn.Module | None = None) -> Tensor:
+    """(N, 3, H, W) uint8 -> float32 with the mean and deviation that the weights of a network of
+    `build` expect, else with ImageNet's."""
+    plan = getattr(net, parts.PLAN, None)
+    mean, deviation = _channels(plan.colours if plan else parts.IMAGENET, images.device)
     return (images.float() / 255 - mean) / deviation
 
 
 @cache
-def _channels(device: torch.device) -> tuple[Tensor, Tensor]:
+def _channels(colours: tuple[parts.Colours, parts.Colours], device: torch.device) -> list[Tensor]:
     """Mean and deviation, made once a device: a CUDA graph cannot bring them from the CPU."""
-    of_channels = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    mean, deviation = (torch.tensor(v, device=device).view(3, 1, 1) for v in of_channels)
-    return mean, deviation
+    return [torch.tensor(values, device=device).view(3, 1, 1) for values in colours]

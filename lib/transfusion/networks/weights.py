@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from transfusion import config, store
-from transfusion.networks import models
+from transfusion import config, store, terms
+from transfusion.networks import models, parts
 
 State = dict[str, Tensor]
 
@@ -25,6 +26,8 @@ WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "net", "network", "teacher", "student"),
     *("ema", "backbone"),
 )
+# Two nets that are the same function differ by this share of their outputs, in float32, at most.
+SAME = 1e-5
 # Classifiers beside the last one, by which GoogLeNet and Inception-v3 were trained.
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
@@ -35,12 +38,11 @@ def fit_source(net: nn.Module, source: State, wanted: set[str] | None = None) ->
     Raises ValueError listing what is missing or has another shape.
     """
     state, surplus = net.state_dict(), list[str]()
+    source = _resized(net, source)
     if wanted is None:
         wanted = {n for n in state if not models.in_head(net, n)}
-        head = models.head(net)
-        surplus = [
-            n for n in source if n not in state and not n.startswith((f"{head}.", *AUXILIARY))
-        ]
+        apart = (*(f"{head}." for head in parts.plan(net).head), *AUXILIARY)
+        surplus = [n for n in source if n not in state and not n.startswith(apart)]
     absent = {n for n in wanted - source.keys() if not n.endswith("batches_tracked")}
     given = sorted(wanted & source.keys())
     problems = [f"missing: {name}" for name in sorted(absent)]
@@ -55,6 +57,17 @@ def fit_source(net: nn.Module, source: State, wanted: set[str] | None = None) ->
     return {name: source[name] for name in given}
 
 
+def _resized(net: nn.Module, source: State) -> State:
+    """Embeddings of positions and of windows for another size of images, interpolated as timm does
+    it; of a network that is not timm's nothing changes."""
+    state = net.state_dict()
+    if all(state[n].shape == t.shape for n, t in source.items() if n in state):
+        return source
+    from transfusion.networks import others
+
+    return others.filtered(net, source) or source
+
+
 def _misfit(net: nn.Module, source: State, problems: list[str]) -> str:
     """What does not fit, and names of both sides."""
     more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
@@ -62,7 +75,7 @@ def _misfit(net: nn.Module, source: State, problems: list[str]) -> str:
     ours, theirs = (", ".join([*names][:3]) for names in (net.state_dict(), source))
     return (
         f"weights do not fit the network in {len(problems)} tensors "
-        f"(the classifier {models.head(net)!r} may differ):\n  {listed}{more}\n"
+        f"(the classifier {' and '.join(parts.plan(net).head)} may differ):\n  {listed}{more}\n"
         f"The network has {ours}, ...; the weights have {theirs}, ..."
     )
 
@@ -72,14 +85,15 @@ def import_weights(
 ) -> str:
     """Check and keep pretrained weights in the cache; returns their full name `name@digest`.
 
-    `path` is a local file (see `read_weights`); None downloads torchvision's default weights. What
+    `path` is a local file (see `read_weights`); None downloads torchvision's or timm's own. What
     was done to make them fit is added to `told`. Raises ValueError where they do not fit the model,
     or hold what is no number.
     """
     told = [] if told is None else told
+    model = terms.spelt(model)
     net = models.build(model, outputs=1)
     state = read_weights(path, told) if path else _download(model)
-    fitting = adapted(net, state, told)
+    fitting = _renamed(net, model, adapted(net, state, told), told)
     body = {n: tensor.contiguous() for n, tensor in fit_source(net, fitting).items()}
     _check_finite(body)
     raw = save(body)
@@ -123,6 +137,71 @@ def _respelt(state: State, told: list[str]) -> State:
     return {old.sub(r"\1\2", name): tensor for name, tensor in state.items()}
 
 
+def _renamed(net: nn.Module, model: str, state: State, told: list[str]) -> State:
+    """A state of a timm network under timm's names, where it has those of torchvision, or of the
+    places where such networks were first published."""
+    wanted = {n for n in net.state_dict() if not models.in_head(net, n)}
+    if model in models.ours() or wanted <= state.keys():
+        return state
+    from transfusion.networks import others
+
+    theirs = others.torchvisions(model, state)
+    if theirs is not None:
+        return _same_function(model, theirs.eval(), told)
+    published = others.filtered(net, state)
+    if published is None or not wanted <= published.keys():
+        return state
+    told.append("names as timm has them")
+    return published
+
+
+def _same_function(model: str, theirs: nn.Module, told: list[str]) -> State:
+    """The state under timm's names with which its network is the same function as torchvision's,
+    `theirs`: tensors of one shape come in one order, or timm renames them itself.
+
+    Raises ValueError where neither is, as where the two differ in a constant.
+    """
+    from transfusion.networks import others
+
+    last = [weight for weight in theirs.parameters() if weight.dim() > 1][-1]
+    generator = torch.Generator().manual_seed(0)
+    # One that lets every feature through: that of the file may be zeros.
+    nn.init.normal_(last, std=0.1, generator=generator)
+    ours = models.build(model, outputs=len(last)).eval()
+    images = torch.randn(2, 3, 224, 224, generator=generator)  # torchvision's windows fit this size
+    state, differences = theirs.state_dict(), list[float]()
+    for found in (_in_order(state, ours.state_dict()), others.filtered(ours, state)):
+        if found is None or not _fits(ours, found):
+            continue
+        ours.load_state_dict({name: found[name] for name in ours.state_dict()})
+        with torch.no_grad():
+            expected, got = theirs(images), ours(images)
+        differences.append(float((got - expected).abs().max() / expected.abs().max()))
+        if differences[-1] <= SAME:
+            told.append("names as timm has them, for torchvision's: the same outputs of images")
+            return found
+    raise ValueError(
+        f"torchvision's weights make another function of timm's {model}: outputs differ by "
+        f"{min(differences, default=math.nan):.1g} of their size"
+    )
+
+
+def _fits(net: nn.Module, state: State) -> bool:
+    return all(n in state and state[n].shape == t.shape for n, t in net.state_dict().items())
+
+
+def _in_order(theirs: State, ours: State) -> State | None:
+    """Each of our tensors from the first of theirs that is left and has its shape."""
+    left, found = dict(theirs), State()
+    for name, tensor in ours.items():
+        shape = tensor.squeeze().shape
+        other = next((n for n, t in left.items() if t.squeeze().shape == shape), None)
+        if other is None:
+            return None
+        found[name] = left.pop(other).reshape(tensor.shape)
+    return found
+
+
 def _check_finite(state: State) -> None:
     bad = [n for n, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
@@ -131,10 +210,11 @@ def _check_finite(state: State) -> None:
 
 
 def _download(model: str) -> State:
-    from torchvision.models import get_model_weights
+    from transfusion.networks import classics, others
 
-    weights = get_model_weights(model).DEFAULT
-    return weights.get_state_dict(check_hash=True)
+    if model in classics.names():
+        return classics.download(model)
+    return others.download(model)
 
 
 def named_weights(full: str) -> State:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import time
@@ -17,7 +16,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from transfusion import config, store
-from transfusion.networks import models
+from transfusion.networks import models, parts
 from transfusion.similarity import second_moments, stored
 from transfusion.training import loop
 
@@ -35,18 +34,7 @@ class Extractor(nn.Module):
         self.net = net.eval().to(loop.device()).to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        with contextlib.ExitStack() as hooks:
-            for block, modules in models.blocks(self.net).items():
-                last = self.net.get_submodule(modules[-1])
-                hooks.callback(last.register_forward_hook(partial(_keep, found, block)).remove)
-            self.net(images)
-        return found
-
-
-def _keep(found: dict[str, Tensor], block: str, module: nn.Module, _: Any, output: Tensor) -> None:
-    """A copy, since what comes next may overwrite it, as torchvision's ReLUs do."""
-    found[block] = output.clone()
+        return parts.outputs(self.net, images)
 
 
 def extractor(net: nn.Module) -> Extractor:
@@ -94,7 +82,7 @@ def _outputs(
 ) -> Iterator[dict[str, np.ndarray]]:
     for batch in loop.batches(images.isel(image=slice(start, None)), BATCH):
         with torch.no_grad():
-            outputs = network(models.normalise(batch))
+            outputs = network(models.normalise(batch, network.net))
         yield {block: _stored(block, outputs[block], dtype) for block in blocks}
 
 
@@ -131,7 +119,7 @@ def moments(
         batch = batch.to(loop.device(), memory_format=torch.channels_last)
         with torch.no_grad():
             for net in nets:
-                yield net(models.normalise(batch))
+                yield net(models.normalise(batch, net.net))
 
     return _moments(read, len(pixels), positions, neurons, seed, across, checkpoint)
 

@@ -108,7 +108,7 @@ def calibrate(net: nn.Module, images: xr.Dataset) -> nn.Module:
     with torch.no_grad():
         for rows in activations.even(len(images.image), activations.BATCH):
             pixels = torch.from_numpy(images.pixels.values[rows]).to(loop.device())
-            net(models.normalise(pixels.contiguous(memory_format=torch.channels_last)))
+            net(models.normalise(pixels.contiguous(memory_format=torch.channels_last), net))
     return net.eval()
 
 

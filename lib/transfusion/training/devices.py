@@ -143,7 +143,17 @@ class GlobalBatchNorm(nn.BatchNorm2d):
 
 def over_whole_batches(net: nn.Module) -> nn.Module:
     """The network, its batch norm that of whole batches where there are several processes."""
-    for module in net.modules():
-        if world_size() > 1 and type(module) is nn.BatchNorm2d:
-            module.__class__ = GlobalBatchNorm
+    if world_size() > 1:
+        check_shared(net)
+        for module in net.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = GlobalBatchNorm
     return net
+
+
+def check_shared(net: nn.Module) -> None:
+    """Raise ValueError for a network whose batch norm several processes could not share."""
+    kinds = {type(m) for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    for kind in kinds - {nn.BatchNorm2d, GlobalBatchNorm}:
+        if not kind.__name__.startswith("Frozen"):
+            raise ValueError(f"{kind.__name__} cannot be shared by several devices (devices: 1)")

@@ -89,7 +89,8 @@ def network(run: config.Run, *, trained: bool) -> nn.Module:
     Raises FileNotFoundError where a trained one is asked for and its weights are not there.
     """
     seed = loop.seeds(run)
-    net = models.build(run.model, outputs=_outputs(run.data), seed=seed["build"])
+    outputs, size = _outputs(run.data), run.data.size
+    net = models.build(run.model, outputs=outputs, seed=seed["build"], size=size)
     if not trained:
         inits.apply(run.init.name, net, source=source_state(run.init), seed=seed["init"])
         return net
@@ -121,8 +122,10 @@ def halved(state: weights.State) -> weights.State:
 def check(run: config.Run) -> None:
     """Raise ValueError for whatever would stop this run: model, data, init, weights."""
     tasks.check(run.data)
-    with torch.device("meta"):  # shapes only
-        net = models.build(run.model, outputs=_outputs(run.data))
+    models.check(run.model, run.data.size)
+    net = _shapes(run.model, run.data)
+    if run.optim.devices > 1:
+        devices.check_shared(net)
     if run.init.name != "random" and run.init.source is None:
         raise ValueError(f"init {run.init.name!r} needs a source")
     wanted = inits.needed(run.init.name, net)  # raises for an unknown block
@@ -133,9 +136,13 @@ def check(run: config.Run) -> None:
         if run.init.source.model != expected:
             raise ValueError(f"source is a {run.init.source.model}, expected {expected}")
         check(run.init.source)
-        with torch.device("meta"):
-            source = models.build(expected, outputs=_outputs(run.init.source.data))
-        weights.fit_source(net, source.state_dict(), wanted)
+        weights.fit_source(net, _shapes(expected, run.init.source.data).state_dict(), wanted)
+
+
+def _shapes(model: str, spec: config.Data) -> nn.Module:
+    """A network for these images, its tensors without values."""
+    with torch.device("meta"):
+        return models.build(model, outputs=_outputs(spec), size=spec.size)
 
 
 def _outputs(spec: config.Data) -> int:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +163,7 @@ def update(
     """One step on a batch of images (N, 3, H, W) uint8; the loss before it, left on the device."""
     pixels, target = devices.share(pixels), devices.share(target)
     with autocast(precision):
-        loss = devices.weighted(loss_of(net(models.normalise(pixels)), target), target)
+        loss = devices.weighted(loss_of(net(models.normalise(pixels, net)), target), target)
     loss.backward()
     devices.average_gradients(p for group in adam.param_groups for p in group["params"])
     adam.step()
@@ -213,7 +214,7 @@ def predict(net: nn.Module, images: xr.Dataset, precision: str) -> Tensor:
     was_training = net.training
     net.eval()
     with torch.no_grad(), autocast(precision):
-        parts = [net(models.normalise(devices.share(b))).float() for b in batches(images)]
+        parts = [net(models.normalise(devices.share(b), net)).float() for b in batches(images)]
     net.train(was_training)
     return torch.cat([devices.gather(part) for part in parts]).cpu()
 
@@ -283,8 +284,13 @@ def _rows(run: config.Run, images: int, step: int) -> Tensor:
     """The batch of a step: a fresh permutation each epoch, an incomplete last batch dropped."""
     per_epoch = max(1, images // run.optim.batch)
     epoch, place = divmod(step, per_epoch)
-    order = np.random.default_rng([seeds(run)["order"], epoch]).permutation(images)
+    order = _order(seeds(run)["order"], epoch, images)
     return torch.from_numpy(order[place * run.optim.batch : (place + 1) * run.optim.batch])
+
+
+@lru_cache(maxsize=1)
+def _order(seed: int, epoch: int, images: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(images)
 
 
 def _step_seed(run: config.Run, step: int) -> int:
