@@ -172,7 +172,7 @@ def test_a_run_has_one_key_by_whatever_name_its_network_goes(tiny_run):
         ("maxvit_t", "Did you mean 'maxvit_tiny"),
         ("mobilenet_v3_small", "Did you mean 'mobilenetv3_"),
         ("vit_small_patch16_224.dinoo", "Did you mean 'vit_small_patch16_224.a"),
-        ("deit", "Did you mean 'deit3_base"),
+        ("deit", "Did you mean 'deit_base"),
     ],
 )
 def test_unknown_names_are_told_those_near(name, words):
@@ -183,16 +183,8 @@ def test_unknown_names_are_told_those_near(name, words):
 @pytest.mark.parametrize(
     ("name", "size", "words"),
     [
-        (
-            "inception_v3",
-            64,
-            r"takes no images of 64 px \(.*\); sizes that it takes: such as 96, 224, ",
-        ),
-        (
-            "pit_s_224",
-            64,
-            r"\(timm tells no ordered blocks of pit_s_224\); sizes that it takes: none; .*: resnet50",
-        ),
+        ("inception_v3", 64, r"no images of 64 px \(.*\); sizes that it takes: such as 96, 224, "),
+        ("pit_s_224", 64, r"no ordered blocks of pit_s_224\); .*: none; .* 64 px: resnet50"),
         ("selecsls42", 64, "block1 puts out a list, which is no map"),
         ("sequencer2d_s", 64, "timm tells only 3 blocks of sequencer2d_s"),
     ],
