@@ -91,11 +91,14 @@ JSON = _arg("--json", action="store_true", help="one JSON object, a field a chap
     _arg("--jobs", type=_count, help="jobs at once; default: cores, or the profile's"),
     _arg("--profile", default="local", help="a folder of params/profiles"),
     _arg("--dry-run", action="store_true", help="only tell what would run, and why"),
+    _arg("--resume-anyway", action="store_true", help="go on from checkpoints of other code"),
 )
-def run(study, chapter, **options) -> None:
+def run(study, chapter, resume_anyway, **options) -> None:
     """compute what a study misses and render its chapters"""
     from transfusion.studies import batch
 
+    if resume_anyway:  # heard of by every process below
+        os.environ["TRANSFUSION_RESUME_ANYWAY"] = "1"
     batch.run(study, chapter, **options)
 
 

@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,6 +31,7 @@ from transfusion import config
 LIBRARY = Path(__file__).resolve().parent
 HOME = LIBRARY.parents[1]  # the checkout
 LAYOUT = "result/2"
+SEAL = "attrs_sha256"  # the attribute with the checksum of the others
 
 
 def root() -> Path:
@@ -80,8 +81,11 @@ def _fsync(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file or folder, if it is there."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    """Remove a file, folder or link, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -99,7 +103,10 @@ def atomic(target: Path) -> Iterator[Path]:
 
 
 def _replace(temporary: Path, target: Path) -> None:
-    """Rename, keeping the old folder under another name until the new one is in place."""
+    """Rename, keeping the old folder under another name until the new one is in place. A file where
+    a folder should be, a folder for a file, or a link is nothing of ours."""
+    if target.is_symlink() or (target.exists() and target.is_dir() != temporary.is_dir()):
+        discard(target)
     if not target.is_dir():
         os.replace(temporary, target)
         return
@@ -120,6 +127,20 @@ def recover(target: Path) -> None:
         os.replace(_old(target), target)
 
 
+def write_sealed(path: Path, content: bytes) -> None:
+    """Write a file atomically, its first line the checksum of the rest."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+
+
+def read_sealed(path: Path) -> bytes:
+    """What `write_sealed` wrote; raises Damaged if it is not that, and OSError."""
+    seal, _, content = path.read_bytes().partition(b"\n")
+    if seal != hashlib.sha256(content).hexdigest().encode():
+        raise Damaged(f"{path} is not what was written")
+    return content
+
+
 def write_json(path: Path, value: Any) -> None:
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
@@ -130,11 +151,12 @@ class Damaged(ValueError):
 
 
 def write_zarr(dataset: xr.Dataset, path: Path) -> None:
-    """Write a Dataset as zarr, atomically, with the checksum of its values in its attrs.
+    """Write a Dataset as zarr, atomically, with the checksums of its values and of its attrs.
 
     Strings become objects and nothing is consolidated: zarr 3 warns about the other forms.
     """
     plain = dataset.drop_encoding().assign_attrs(sha256=checksum(dataset))
+    plain.attrs[SEAL] = _attrs_checksum(plain)
     for name, values in plain.variables.items():
         if values.dtype.kind == "U":
             plain[name] = plain[name].astype(object)
@@ -152,9 +174,23 @@ def read_zarr(path: Path) -> xr.Dataset:
             dataset = stored.load()
     except Exception as error:  # a truncated store fails in as many ways as it has files
         raise Damaged(f"{path} cannot be read ({error}); delete it") from error
+    seal = dataset.attrs.pop(SEAL, None)  # what was prepared before there were seals has none
+    if seal is not None and seal != _attrs_checksum(dataset):
+        raise Damaged(f"{path}: attributes differ from those written; delete it")
     if dataset.attrs.pop("sha256", None) != checksum(dataset):
         raise Damaged(f"{path}: values differ from those written; delete it")
     return _plain_strings(dataset)
+
+
+def _attrs_checksum(dataset: xr.Dataset) -> str:
+    """sha256 of a Dataset's attributes and of those of its variables, as JSON keeps them."""
+    attrs = {"": dataset.attrs} | {str(n): v.attrs for n, v in dataset.variables.items()}
+    told = {name: {k: _as_json(v) for k, v in each.items()} for name, each in attrs.items()}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _as_json(value: Any) -> Any:
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 def _plain_strings(dataset: xr.Dataset) -> xr.Dataset:
@@ -188,8 +224,13 @@ def _content(values: np.ndarray) -> bytes:
 @contextlib.contextmanager
 def lease(key: str) -> Iterator[None]:
     """Hold a key, so that two processes never compute it at once; falls with the process."""
+    provenance()  # of now
+    identity()
     run_folder(key).mkdir(parents=True, exist_ok=True)
-    with FileLock(run_folder(key) / "lock"):
+    lock = run_folder(key) / "lock"
+    if lock.is_symlink() or lock.is_dir():
+        discard(lock)
+    with FileLock(lock):
         yield
 
 
@@ -204,7 +245,10 @@ def finish(
     facts = {"schema": LAYOUT, "key": spec.key, "status": status, "seconds": seconds}
     facts |= {n: dataset.attrs[n] for n in ("precision",) if n in dataset.attrs}
     write_json(folder / "spec.json", config.dump(spec))
-    attrs = provenance() | dataset.attrs | facts  # a result from elsewhere says where it was made
+    began = provenance()
+    if identity.__wrapped__() != identity():  # edited meanwhile: what came late is of no commit
+        began = began | {"commit": began["commit"].rstrip("+") + "+"}
+    attrs = began | dataset.attrs | facts  # a result from elsewhere says where it was made
     write_zarr(dataset.assign_attrs(attrs), folder / "result.zarr")
     sums = {path.name: checksum(path) for path in folder.glob("*.safetensors")}
     write_json(folder / "done.json", facts | {"sha256": sums})
@@ -221,18 +265,18 @@ def read(key: str) -> xr.Dataset | None:
         return None
 
 
-def save_weights(key: str, state: dict, save_file: Callable[[dict, Path], None]) -> None:
-    """Keep weights beside a result still to be finished (the writer comes from the caller: no
-    torch here)."""
+def save_weights(key: str, content: bytes) -> None:
+    """Keep weights, as safetensors has them, beside a result still to be finished. Written here,
+    since its own writer tells of a full disk in its own way, and closes the file to others."""
     with atomic(run_folder(key) / "weights.safetensors") as path:
-        save_file(state, path)
+        path.write_bytes(content)
 
 
 def weights_path(key: str) -> Path | None:
     """The weights kept under a key, or None where there are none or they are not whole."""
     path = run_folder(key) / "weights.safetensors"
     done = _done(key) or {"sha256": {}}
-    if not path.exists() or done["sha256"].get(path.name) != checksum(path):
+    if not path.is_file() or done["sha256"].get(path.name) != checksum(path):
         return None
     return path
 
@@ -251,9 +295,12 @@ def _done(key: str) -> dict | None:
 
 def _told(key: str) -> dict | None:
     try:
-        return json.loads((run_folder(key) / "done.json").read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        told = json.loads((run_folder(key) / "done.json").read_text())
+    except (OSError, ValueError):  # absent, a folder, cut, no text
         return None
+    return (
+        told if isinstance(told, dict) and told.keys() >= {"schema", "status", "sha256"} else None
+    )
 
 
 def verify(key: str) -> None:
@@ -387,13 +434,33 @@ def code(folder: Path = LIBRARY) -> str:
     return digest.hexdigest()[:12]
 
 
+# Files of the library that can change a result.
+COMPUTE = (
+    *("config.py", "terms.py", "machine.py"),
+    *("images", "networks", "training", "similarity", "statistics"),
+)
+
+
+@cache
+def identity() -> str:
+    """A digest of what computes: the library's files that can change a result, and the versions of
+    the libraries that do the sums. What was left unfinished by another is begun anew."""
+    digest = hashlib.sha256(json.dumps([_version(name) for name in PACKAGES]).encode())
+    for part in COMPUTE:
+        paths = [LIBRARY / part] if part.endswith(".py") else sorted((LIBRARY / part).rglob("*.py"))
+        for path in paths:
+            digest.update(str(path.relative_to(LIBRARY)).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "xarray")
+
+
 @cache
 def provenance() -> dict[str, str]:
-    """Commit and versions, for the attrs of whatever is computed here."""
-    versions = {
-        name: _version(name) for name in ("torch", "torchvision", "timm", "numpy", "xarray")
-    }
-    return {"commit": _commit(), **versions}
+    """Commit and versions, for the attrs of whatever is computed here: those of the moment when the
+    first computation began, since a checkout may go on while its code is at work."""
+    return {"commit": _commit(), **{name: _version(name) for name in PACKAGES}}
 
 
 def _version(package: str) -> str:

@@ -6,7 +6,7 @@ import torch
 import xarray as xr
 from transfusion import config, store
 from transfusion.images import ingest
-from transfusion.networks import models
+from transfusion.networks import models, parts
 from transfusion.similarity import comparison
 from transfusion.training import fit
 
@@ -35,6 +35,20 @@ def test_compare(cache, compared):
         assert np.isfinite(result[name]).all(), name
     assert store.read(compared.key).identical(result)
     assert not (store.run_folder(compared.key) / "moments.zarr").exists()
+
+
+def test_what_is_frozen_keeps_its_statistics_where_the_rest_is_calibrated(cache):
+    few = ingest.prepare("fundus", size=32, n=64)
+    net = models.build("resnet18", outputs=5)
+    parts.freeze(net, models.upto(net, "block1"))
+    for name, buffer in net.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.fill_(0.7)
+    comparison.calibrate(net, few)
+    frozen = models.tensors(net, models.upto(net, "block1"))
+    for name, buffer in net.named_buffers():
+        if name.endswith("running_mean"):
+            assert bool((buffer == 0.7).all()) == (name in frozen), name
 
 
 def test_compare_needs_trained_weights(cache, compared):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 from PIL import Image
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from transfusion import config, records, store
 from transfusion.images import tasks
@@ -221,7 +221,7 @@ def _bring(folder: Path, there: dict[str, records.Place], key: str) -> str:
     state = {str(n): _single(values.values) for piece in read for n, values in piece.items()}
     attrs = {n: v for n, v in result.attrs.items() if n not in records.OF_RECORD}
     with store.lease(key):
-        store.save_weights(key, state, save_file)
+        store.save_weights(key, save(state))
         store.finish(
             _spec(result.attrs["spec"]),
             result.drop_attrs().assign_attrs(attrs),

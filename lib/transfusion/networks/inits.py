@@ -58,7 +58,7 @@ def needed(name: str, net: nn.Module) -> set[str]:
         "weights": names.intersection(own),
         "all but weights": names.difference(own),
         "trained": names & dict(net.named_parameters()).keys(),  # no running statistics
-        "first weights": {_first_convolution(net)} if start.takes == "first weights" else set(),
+        "first weights": {_first_weights(net)} if start.takes == "first weights" else set(),
     }
     return takes[start.takes]
 
@@ -126,11 +126,11 @@ def permuted(net: nn.Module, source: weights.State, generator: torch.Generator) 
 def scale_matched(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
     """The random weights as built, each tensor scaled to the pretrained deviation (E14).
 
-    Beside Mean Var it tells the part of the scale from that of the mean. A bias that is built as
-    zeros has no deviation to scale, and stays.
+    Beside Mean Var it tells the part of the scale from that of the mean. What is built alike
+    everywhere, as biases and the scales of layers are, has no deviation to scale, and stays.
     """
     state = net.state_dict()
-    names = [n for n in _weight_names(net) if n in source and state[n].std(correction=0) > 0]
+    names = [n for n in _weight_names(net) if n in source and state[n].min() < state[n].max()]
     for name in names:
         state[name].mul_(source[name].std(correction=0) / state[name].std(correction=0))
     return dict.fromkeys(names, "redrawn")
@@ -159,7 +159,7 @@ def gabor(net: nn.Module, source: weights.State, generator: torch.Generator) -> 
 
     The bank of `gabors.gabor_bank`, grey, at the mean and deviation of the pretrained filters.
     """
-    name = _first_convolution(net)
+    name = _first_weights(net)
     weight, given = net.state_dict()[name], source[name]
     bank = torch.from_numpy(gabors.gabor_bank(len(weight), weight.shape[-1]))[:, None]
     bank = bank.expand(weight.shape).float()
@@ -199,10 +199,5 @@ def _normalises(module: nn.Module) -> bool:
     return own and "Norm" in type(module).__name__
 
 
-def _first_convolution(net: nn.Module) -> str:
-    """The weights of the first layer; raises ValueError where it is no convolution of images."""
-    parameters = dict(net.named_parameters())
-    for name in _weight_names(net):
-        if parameters[name].dim() == 4:
-            return name
-    raise ValueError("this network has no first convolution")
+def _first_weights(net: nn.Module) -> str:
+    return f"{parts.first_convolution(net)}.weight"

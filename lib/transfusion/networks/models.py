@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,8 @@ def _check_known(name: str) -> None:
     from transfusion.networks import others
 
     if not others.known(name):
-        near = others.longer(name) or difflib.get_close_matches(name, names(), n=3)
+        small = name.strip().lower()
+        near = others.longer(small) or difflib.get_close_matches(small, names(), n=3)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         possible = f"{', '.join(ours())}, and timm's by their names"
         raise ValueError(f"unknown model {name!r}; possible: {possible}.{hint}")
@@ -135,11 +137,18 @@ def _refusal(name: str, size: int) -> str:
     try:
         with torch.device("meta"):
             net = build(name, outputs=5, size=size).eval()
+            net.to(memory_format=torch.channels_last)
             found = parts.outputs(net, torch.empty(2, 3, size, size))
     except Exception as error:  # of whatever network: it is told, not raised
         return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     empty = [block for block, maps in found.items() if not maps.numel()]
-    return f"nothing is left of them in {empty[0]}" if empty else ""
+    if empty:
+        return f"nothing is left of them in {empty[0]}"
+    first: Any = net.get_submodule(parts.first_convolution(net))
+    patch = first.kernel_size[0]
+    if first.stride == first.kernel_size and not any(first.padding) and size % patch:
+        return f"in patches of {patch} px a rim of {size % patch} px would be left out"
+    return ""
 
 
 def _block(channels: int, width: int, kernel: int, pool: bool) -> nn.Sequential:

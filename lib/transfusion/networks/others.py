@@ -19,6 +19,7 @@ from transfusion.networks import parts
 
 State = dict[str, Tensor]
 BLOCKS = 4  # after the first layers, as a ResNet has
+FIRST = 9  # weights that a stem has at most; with more it is a network of its own
 
 
 def names() -> list[str]:
@@ -54,7 +55,8 @@ def filtered(net: nn.Module, state: State) -> State | None:
     """A state as timm reads it into one of its networks: names of the places where networks were
     first published are renamed, embeddings of positions and windows interpolated to this one's.
 
-    None where timm has no such reader, or it cannot read this state.
+    None where timm has no such reader, or it cannot read this state. Kernels of another size, which
+    timm would interpolate too, are left as they are: they are of another network.
     """
     module = sys.modules[type(net).__module__]
     reader = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
@@ -64,35 +66,42 @@ def filtered(net: nn.Module, state: State) -> State | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of timm's own use of torch
         try:
-            return dict(reader(dict(state), *arguments))
+            found = dict(reader(dict(state), *arguments))
         except Exception:  # each reader fails in its own way on what is not for it
             return None
+    kernels = {n: t for n, t in state.items() if n in found and n.endswith("weight")}
+    return found | {n: t for n, t in kernels.items() if t.shape != found[n].shape}
 
 
-def torchvisions(name: str, state: State) -> nn.Module | None:
-    """The network with this state as torchvision builds it, if it is a state of torchvision's."""
-    last = [tensor for tensor in state.values() if tensor.dim() > 1][-1]
+def torchvisions(name: str, state: State) -> tuple[nn.Module, parts.Plan] | None:
+    """The network with this state as torchvision builds it, and the pixels that it expects, if it
+    is a state of torchvision's."""
+    outputs = [len(tensor) for tensor in state.values() if tensor.dim() > 1]
     for theirs in torchvision.models.list_models(module=torchvision.models):
-        if terms.spelt(theirs) != name:
+        if terms.spelt(theirs) != name or not outputs:
             continue
-        net = torchvision.models.get_model(theirs, weights=None, num_classes=len(last))
-        if net.state_dict().keys() == state.keys():
+        net = torchvision.models.get_model(theirs, weights=None, num_classes=outputs[-1])
+        shapes = {n: tensor.shape for n, tensor in net.state_dict().items()}
+        if shapes == {n: tensor.shape for n, tensor in state.items()}:
             net.load_state_dict(state)
-            return net
+            told = torchvision.models.get_model_weights(theirs).DEFAULT.transforms()
+            colours = (tuple(told.mean), tuple(told.std))
+            return net.eval(), parts.Plan({}, (), colours=colours)
     return None
 
 
 def known(name: str) -> bool:
     """Whether timm has it, with a tag of its weights or without."""
-    architecture, _, tag = name.partition(".")
-    return timm.is_model(architecture) and (not tag or name in timm.list_pretrained())
+    architecture, dot, _ = name.partition(".")
+    told = timm.get_pretrained_cfg(architecture) if timm.is_model(architecture) else None
+    return told is not None and (not dot or name in timm.list_pretrained())
 
 
 def longer(name: str) -> list[str]:
     """At most five of timm's names that begin so, or are of this network with another tag."""
-    architecture, _, tag = name.partition(".")
-    if tag:
-        return timm.list_pretrained(f"{architecture}.*")[:5]
+    architecture, dot, _ = name.partition(".")
+    if dot or not name:
+        return timm.list_pretrained(f"{architecture}.*")[:5] if name else []
     return (timm.list_models(f"{name}_*") or timm.list_models(f"{name}*"))[:5]
 
 
@@ -118,6 +127,9 @@ def _head(name: str, told: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (told,) if isinstance(told, str) else tuple(told)
 
 
+UNORDERED = ("hiera",)  # against timm's own reading of some 300 networks, one of each kind
+
+
 class Tap(NamedTuple):
     """Where timm reads a network's features."""
 
@@ -129,6 +141,8 @@ class Tap(NamedTuple):
 
 def _blocks(name: str, net: Any, head: tuple[str, ...]) -> tuple[parts.Blocks, dict[str, int]]:
     """The blocks, and how many channels each puts out: conv1, then up to a tap each."""
+    if name.startswith(UNORDERED):
+        raise ValueError(f"tokens of {name} are not in the order of their places")
     if not hasattr(net, "group_matcher") or not getattr(net, "feature_info", None):
         raise ValueError(f"timm tells no ordered blocks of {name}")
     groups = group_parameters(net, net.group_matcher(coarse=True), reverse=True)
@@ -141,8 +155,8 @@ def _blocks(name: str, net: Any, head: tuple[str, ...]) -> tuple[parts.Blocks, d
     alone = sum(groups[n] <= taps[0].group for n in weights) == 1
     end = taps[0].group if alone else 0
     first = [n for n in weights if groups[n] <= end]
-    if not first:
-        raise ValueError(f"timm tells no first layer of {name}")
+    if not 0 < len(first) <= FIRST:
+        raise ValueError(f"timm's first group of layers of {name} has {len(first)} weights")
     plain = Tap(end, "", net.get_parameter(first[-1]).shape[0], 0)
     stem = next((tap for tap in taps if tap.group <= end), plain)
     stages = [stem._replace(group=end), *_stages([tap for tap in taps if tap.group > end])]

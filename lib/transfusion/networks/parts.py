@@ -164,4 +164,19 @@ def _frozen(kind: type[nn.Module]) -> type[nn.Module]:
     def train(self: nn.Module, mode: bool = True) -> nn.Module:
         return kind.train(self, False)
 
-    return type(f"Frozen{kind.__name__}", (kind,), {"train": train})
+    return type(f"Frozen{kind.__name__}", (kind,), {"train": train, FROZEN: True})
+
+
+FROZEN = "_is_frozen"  # what kinds made above have
+
+
+def is_frozen(module: nn.Module) -> bool:
+    return getattr(module, FROZEN, False)
+
+
+def first_convolution(net: nn.Module) -> str:
+    """Of images; raises ValueError where the first layer is none."""
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d):
+            return name
+    raise ValueError("this network has no first convolution")

@@ -28,6 +28,7 @@ WRAPPERS = (
 )
 # Two nets that are the same function differ by this share of their outputs, in float32, at most.
 SAME = 1e-5
+WRAPPED = ("module.", "model.", "backbone.", "net.", "network.")
 # Classifiers beside the last one, by which GoogLeNet and Inception-v3 were trained.
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
@@ -94,6 +95,12 @@ def import_weights(
     net = models.build(model, outputs=1)
     state = read_weights(path, told) if path else _download(model)
     fitting = _renamed(net, model, adapted(net, state, told), told)
+    colours = parts.plan(net).colours
+    if path and colours != parts.IMAGENET:
+        told.append(
+            "pixels are normalised by means {} and deviations {}, as the network's published "
+            "weights expect them; to others belongs another name of timm's".format(*colours)
+        )
     body = {n: tensor.contiguous() for n, tensor in fit_source(net, fitting).items()}
     _check_finite(body)
     raw = save(body)
@@ -107,7 +114,7 @@ def adapted(net: nn.Module, state: State, told: list[str]) -> State:
     """A state under the network's names: old spellings, prefixes of what wrapped it, and a first
     layer for grey images are made to fit, and that is told."""
     state = _respelt(_without_prefix(net, state, told), told)
-    first = next(iter(net.state_dict()))
+    first = f"{parts.first_convolution(net)}.weight"
     given, expected = state.get(first), net.state_dict()[first].shape
     if given is None or given.ndim != 4 or (given.shape[1], expected[1]) != (1, 3):
         return state
@@ -116,11 +123,15 @@ def adapted(net: nn.Module, state: State, told: list[str]) -> State:
 
 
 def _without_prefix(net: nn.Module, state: State, told: list[str]) -> State:
-    """What lies under the prefix with which most of the network is there, if it is not without."""
+    """What lies under the prefix with which most of the network is there, if it is not without; or
+    without that of WRAPPED which all names have, if the network has other names."""
     wanted = {n for n in net.state_dict() if not models.in_head(net, n)}
     first = next(n for n in net.state_dict() if n in wanted)
     prefixes = {name.removesuffix(first) for name in state if name.endswith(f".{first}")}
-    if first in state or not prefixes:
+    if first in state:
+        return state
+    prefixes = prefixes or {p for p in WRAPPED if all(name.startswith(p) for name in state)}
+    if not prefixes:
         return state
     there = {p: sum(f"{p}{name}" in state for name in wanted) for p in sorted(prefixes)}
     prefix = max(there, key=there.__getitem__)
@@ -147,7 +158,7 @@ def _renamed(net: nn.Module, model: str, state: State, told: list[str]) -> State
 
     theirs = others.torchvisions(model, state)
     if theirs is not None:
-        return _same_function(model, theirs.eval(), told)
+        return _same_function(model, *theirs, told)
     published = others.filtered(net, state)
     if published is None or not wanted <= published.keys():
         return state
@@ -155,9 +166,9 @@ def _renamed(net: nn.Module, model: str, state: State, told: list[str]) -> State
     return published
 
 
-def _same_function(model: str, theirs: nn.Module, told: list[str]) -> State:
-    """The state under timm's names with which its network is the same function as torchvision's,
-    `theirs`: tensors of one shape come in one order, or timm renames them itself.
+def _same_function(model: str, theirs: nn.Module, expects: parts.Plan, told: list[str]) -> State:
+    """The state under timm's names with which its network is the same function of pixels as
+    torchvision's, `theirs`: tensors of one shape come in one order, or timm renames them itself.
 
     Raises ValueError where neither is, as where the two differ in a constant.
     """
@@ -168,14 +179,17 @@ def _same_function(model: str, theirs: nn.Module, told: list[str]) -> State:
     # One that lets every feature through: that of the file may be zeros.
     nn.init.normal_(last, std=0.1, generator=generator)
     ours = models.build(model, outputs=len(last)).eval()
-    images = torch.randn(2, 3, 224, 224, generator=generator)  # torchvision's windows fit this size
+    # torchvision's windows fit this size.
+    pixels = torch.randint(256, (2, 3, 224, 224), generator=generator, dtype=torch.uint8)
     state, differences = theirs.state_dict(), list[float]()
     for found in (_in_order(state, ours.state_dict()), others.filtered(ours, state)):
         if found is None or not _fits(ours, found):
             continue
+        found = _recoloured(ours, found, expects.colours)
         ours.load_state_dict({name: found[name] for name in ours.state_dict()})
         with torch.no_grad():
-            expected, got = theirs(images), ours(images)
+            expected = theirs(models.normalise(pixels, parts.named(theirs, expects)))
+            got = ours(models.normalise(pixels, ours))
         differences.append(float((got - expected).abs().max() / expected.abs().max()))
         if differences[-1] <= SAME:
             told.append("names as timm has them, for torchvision's: the same outputs of images")
@@ -184,6 +198,21 @@ def _same_function(model: str, theirs: nn.Module, told: list[str]) -> State:
         f"torchvision's weights make another function of timm's {model}: outputs differ by "
         f"{min(differences, default=math.nan):.1g} of their size"
     )
+
+
+def _recoloured(net: nn.Module, state: State, given: tuple[parts.Colours, parts.Colours]) -> State:
+    """The state whose first layer does with pixels as `net` has them normalised what it did with
+    those of the `given` mean and deviation; unchanged where it has no bias to take that up."""
+    own, first = parts.plan(net).colours, parts.first_convolution(net)
+    if own == given or f"{first}.bias" not in state:
+        return state
+    (mean, deviation), (given_mean, given_deviation) = (
+        [torch.tensor(values).view(3, 1, 1) for values in each] for each in (own, given)
+    )
+    weight, bias = state[f"{first}.weight"], state[f"{first}.bias"]
+    shift = (weight * ((mean - given_mean) / given_deviation)).sum((1, 2, 3))
+    scaled = {"weight": weight * (deviation / given_deviation), "bias": bias + shift}
+    return state | {f"{first}.{name}": tensor for name, tensor in scaled.items()}
 
 
 def _fits(net: nn.Module, state: State) -> bool:

@@ -64,6 +64,7 @@ def capture(
         raise ValueError("expected at least one image, got none")
     facts = {"images": len(images.image), "device": loop.device_name(), **store.provenance()}
     identity: dict[str, Any] = {"blocks": wanted, "dtype": dtype, "batch": BATCH}
+    identity |= {"code": store.identity(), "colours": str(parts.plan(net).colours)}
     identity |= {"net": _digest(net), "pixels": store.checksum(images[["pixels"]])}
     outputs = partial(_outputs, extractor(net), images, wanted, dtype)
     stored.write_activations(Path(path), outputs, len(images.image), facts, identity)
@@ -164,10 +165,9 @@ def _moments(
     batches = partial(_batches, read, images, shapes, positions, neurons, seed, across)
     first = next(batches(0, limit=2))
     widths = {layer: tuple(array.shape[2] for array in arrays) for layer, arrays in first.items()}
-    found, done = second_moments.SecondMoments(widths), 0
-    if checkpoint is not None and checkpoint.exists():
-        found = second_moments.SecondMoments.load(checkpoint)
-        done = found.images(next(iter(widths)))
+    begun = _begun(checkpoint)
+    found = begun or second_moments.SecondMoments(widths)
+    done = begun.images(next(iter(widths))) if begun else 0
     saved = time.perf_counter()
     for batch in batches(done):
         found.update(batch)
@@ -176,6 +176,18 @@ def _moments(
             saved = time.perf_counter()
     found.refine(batches(0))
     return found
+
+
+def _begun(checkpoint: Path | None) -> second_moments.SecondMoments | None:
+    """What a killed process has left, if it is whole and of the code that is at work."""
+    if checkpoint is None or not checkpoint.exists():
+        return None
+    try:
+        return second_moments.SecondMoments.load(checkpoint, own=True)
+    except (OSError, store.Damaged) as error:
+        loop.log.warning("%s: beginning again", error)
+        store.discard(checkpoint)
+        return None
 
 
 Shape = tuple[int, int, int]  # channels, height, width

@@ -13,7 +13,7 @@ from torch import nn
 
 from transfusion import config, store
 from transfusion.images import tasks
-from transfusion.networks import models
+from transfusion.networks import models, parts
 from transfusion.similarity import activations, second_moments
 from transfusion.training import fit, loop
 
@@ -98,8 +98,10 @@ def calibrate(net: nn.Module, images: xr.Dataset) -> nn.Module:
 
     A network before its first step has statistics of no data (mean 0, variance 1), or of the
     images that it was pretrained on; in evaluation mode it would not be the network that learns.
+    What is frozen keeps its own, as it does in training.
     """
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kind = nn.modules.batchnorm._BatchNorm
+    norms = [m for m in net.modules() if isinstance(m, kind) and not parts.is_frozen(m)]
     net = net.eval().to(loop.device()).to(memory_format=torch.channels_last)
     for norm in norms:
         norm.reset_running_stats()

@@ -161,7 +161,7 @@ class SecondMoments:
         self._second = {}
 
     def save(self, path: str | Path) -> None:
-        """Keep the first pass as zarr, atomically and with its checksum."""
+        """Keep the first pass as zarr, atomically, with its checksum and the code's identity."""
         parts: dict[str, Any] = {}
         for i, sums in enumerate(self._sums.values()):
             pilot = np.full(sum(sums.widths), np.nan) if sums.pilot is None else sums.pilot
@@ -169,12 +169,18 @@ class SecondMoments:
             parts[f"images{i}"], parts[f"pilot{i}"] = (f"block{i}", sums.images), (f"p{i}", pilot)
             parts[f"eps{i}"] = sums.eps
         attrs = {"neurons": json.dumps(self.neurons), "options": json.dumps(self.options)}
+        attrs["code"] = store.identity()
         store.write_zarr(xr.Dataset(parts, attrs=attrs), Path(path))
 
     @classmethod
-    def load(cls, path: str | Path) -> SecondMoments:
-        """What `save` kept; raises FileNotFoundError, or store.Damaged if it is not whole."""
+    def load(cls, path: str | Path, *, own: bool = False) -> SecondMoments:
+        """What `save` kept, or only what this very code has kept (`own`).
+
+        Raises FileNotFoundError, or store.Damaged if it is not whole, or not that.
+        """
         kept = store.read_zarr(Path(path))
+        if own and kept.attrs.get("code") != store.identity():
+            raise store.Damaged(f"{path} is of other code")
         found = cls(json.loads(kept.attrs["neurons"]), **json.loads(kept.attrs["options"]))
         for i, sums in enumerate(found._sums.values()):
             sums.products, sums.images = kept[f"products{i}"].values, kept[f"images{i}"].values

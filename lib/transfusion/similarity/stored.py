@@ -63,8 +63,8 @@ def _continued(partial: Path, identity: dict[str, Any]) -> int:
     try:
         progress = json.loads((partial / "progress.json").read_text())
         if progress["identity"] == identity:
-            return progress["images"]
-    except (FileNotFoundError, json.JSONDecodeError):
+            return int(progress["images"])
+    except (OSError, ValueError, TypeError, KeyError):  # absent, cut, or something else
         pass
     store.discard(partial)
     return 0

@@ -41,6 +41,7 @@ def chapter(study: str, name: str) -> None:
     Raises ValueError for unknown names or parameters, RuntimeError if a cell fails.
     """
     parameters = checked_parameters(study, name)
+    source = _source(name, parameters)  # of now: an edit while it is rendered is not on the page
     setting = {"study": study, "setting": parameters} if name in plan.CHAPTERS else parameters
     try:
         render(BOOK / f"{name}.ipynb", setting, executed(study, name))
@@ -49,8 +50,9 @@ def chapter(study: str, name: str) -> None:
         raise RuntimeError(f"{name}.ipynb failed: {error.ename}: {error.evalue}") from error
     except DeadKernelError as error:
         raise RuntimeError(f"{name}.ipynb failed: its kernel died (out of memory?)") from error
-    stamp = _stamp(study, name, parameters)
-    store.write_json(executed(study, name).with_suffix(".json"), {"stamp": stamp})
+    stamp = {"stamp": _stamp(study, name, parameters, source)}
+    stamp["page"] = store.checksum(executed(study, name))
+    store.write_json(executed(study, name).with_suffix(".json"), stamp)
 
 
 def checked_parameters(study: str, chapter: str) -> dict:
@@ -68,24 +70,30 @@ def executed(study: str, chapter: str) -> Path:
 
 
 def is_fresh(study: str, chapter: str) -> bool:
-    """Whether the executed notebook is that of this source, parameters, library and results."""
+    """Whether the executed notebook is whole, and that of this source, parameters, library and
+    results."""
+    page, parameters = executed(study, chapter), checked_parameters(study, chapter)
     try:
-        kept = json.loads(executed(study, chapter).with_suffix(".json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        kept = json.loads(page.with_suffix(".json").read_text())
+        whole = kept["page"] == store.checksum(page)
+        expected = _stamp(study, chapter, parameters, _source(chapter, parameters))
+        return whole and kept["stamp"] == expected
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # absent, cut, or something else
         return False
-    return executed(study, chapter).exists() and kept["stamp"] == _stamp(
-        study, chapter, checked_parameters(study, chapter)
-    )
 
 
-def _stamp(study: str, chapter: str, parameters: dict) -> str:
+def _source(chapter: str, parameters: dict) -> str:
+    told = json.dumps([parameters, store.code()], sort_keys=True)
+    return hashlib.sha256(told.encode() + (BOOK / f"{chapter}.ipynb").read_bytes()).hexdigest()
+
+
+def _stamp(study: str, chapter: str, parameters: dict, source: str) -> str:
     shown = [(study, chapter)]
     if "studies" in parameters:  # a page that tells of all that they have collected
         shown = [(s, c) for s in parameters["studies"] for c in plan.CHAPTERS]
     results = [grouping.chapter_fingerprint(*place) for place in shown]
     results.append(records.digest(study))  # verdicts are corrected for what other chapters say
-    told = json.dumps([parameters, results, store.code()], sort_keys=True)
-    return hashlib.sha256(told.encode() + (BOOK / f"{chapter}.ipynb").read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps([results, source]).encode()).hexdigest()
 
 
 def require_declared(notebook: Path, parameters: dict) -> dict:

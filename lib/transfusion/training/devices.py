@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from transfusion import config
+from transfusion.networks import parts
 
 
 class Broken(RuntimeError):
@@ -155,5 +156,5 @@ def check_shared(net: nn.Module) -> None:
     """Raise ValueError for a network whose batch norm several processes could not share."""
     kinds = {type(m) for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
     for kind in kinds - {nn.BatchNorm2d, GlobalBatchNorm}:
-        if not kind.__name__.startswith("Frozen"):
+        if not hasattr(kind, parts.FROZEN):
             raise ValueError(f"{kind.__name__} cannot be shared by several devices (devices: 1)")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from transfusion import config, machine, store, terms
@@ -162,13 +162,15 @@ def _fit(
     progress = loop.resume(run, precision, net, adam)
     facts = {"device": loop.device_name(), "precision": precision, **task(images)}
     facts |= _source_reached(run.init)
+    if progress.begun != store.provenance()["commit"]:
+        facts["begun"] = progress.begun
     try:
         stepped = loop.train(run, precision, images, net, adam, progress, checkpoint_seconds, tell)
     except loop.NotFinite as error:
         loop.log.warning("failed: %s", error)
         return _keep(run, progress, xr.Dataset(), "failed", **facts, reason=str(error))
     if devices.first():
-        store.save_weights(run.key, loop.state_copy(net), save_file)
+        store.save_weights(run.key, save(loop.state_copy(net)))
     kept = _tested(net, images, precision).assign(_filters(before, _first_filters(net)))
     return _keep(run, progress, kept, "done", **facts, **stepped)
 
@@ -245,7 +247,7 @@ def _keep(
     result = curve.merge(tested).assign_attrs(attrs)
     if devices.first():
         result = store.finish(run, result, status=status, seconds=progress.seconds)
-        loop.checkpoint(run).unlink(missing_ok=True)
+        store.discard(loop.checkpoint(run))
     devices.wait()
     return result
 

@@ -6,6 +6,7 @@ the step, so a checkpoint needs no generator state, and two inits of one seed se
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -32,6 +33,7 @@ from transfusion.training import devices, graphs
 # and ResNet-50, 64 px); at 224 px the largest map of 256 takes 0.8 GB in ResNet-50. A worker that
 # ran out of memory starts again with fewer.
 EVALUATION_BATCH = int(os.environ.get("TRANSFUSION_EVALUATION_BATCH", 256))
+RESUME_ANYWAY = "TRANSFUSION_RESUME_ANYWAY"  # the variable that also processes below hear of
 SHIFT = 1 / 8  # of an image's side: the four of 32 pixels that are usual with small images
 Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and target
 Tell = Callable[[int, float], bool]  # hears step and seconds, and says whether to go on
@@ -48,11 +50,13 @@ class Stopped(RuntimeError):
 
 @dataclass
 class Progress:
-    """What a checkpoint holds beside weights and optimizer: how far it came, and the curve."""
+    """What a checkpoint holds beside weights and optimizer: how far it came, the curve, and the
+    commit at which it was begun."""
 
     step: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    begun: str = field(default_factory=lambda: store.provenance()["commit"])
 
 
 def device() -> torch.device:
@@ -336,25 +340,30 @@ def _save(
     if not devices.first():
         return
     state = {"net": net.state_dict(), "adam": adam.state_dict(), "progress": vars(progress)}
-    with store.atomic(checkpoint(run)) as temporary:
-        torch.save(state | {"precision": precision}, temporary)
+    content = io.BytesIO()
+    torch.save(state | {"precision": precision, "code": store.identity()}, content)
+    store.write_sealed(checkpoint(run), content.getvalue())
 
 
 def resume(
     run: config.Run, precision: str, net: nn.Module, adam: torch.optim.Optimizer
 ) -> Progress:
-    """Continue from the checkpoint if there is a whole one of this precision; else from the
-    start."""
+    """Continue from the checkpoint if there is a whole one of this precision and of the code that
+    is at work (or of whatever code, where RESUME_ANYWAY is set); else from the start."""
     path = checkpoint(run)
     if not path.exists():
         return Progress()
     try:
-        state = torch.load(path, map_location=device(), weights_only=True)
-    except Exception as error:
+        content = io.BytesIO(store.read_sealed(path))
+        state = torch.load(content, map_location=device(), weights_only=True)
+    except Exception as error:  # cut, flipped, another type, a folder, closed to us
         log.warning("checkpoint %s is unreadable (%s): starting again", path, error)
         return Progress()
     if state["precision"] != precision:
         log.warning("checkpoint %s is in %s: starting again", path, state["precision"])
+        return Progress()
+    if state["code"] != store.identity() and not os.environ.get(RESUME_ANYWAY):
+        log.warning("checkpoint %s is of other code: starting again (--resume-anyway)", path)
         return Progress()
     net.load_state_dict(state["net"])
     adam.load_state_dict(state["adam"])

@@ -1,0 +1,216 @@
+"""Kinds of file x kinds of damage: each is computed again to the same bits, or named in words."""
+
+import os
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transfusion import cli, config, store
+from transfusion.images import ingest, tasks
+from transfusion.networks import models, weights
+from transfusion.similarity import activations, comparison, second_moments
+from transfusion.studies import cache as kept
+from transfusion.training import fit, loop
+
+DAMAGES = ("missing", "empty", "cut", "flipped", "other type", "a folder", "a dead link")
+
+
+def damage(path, how):
+    """What may befall a file: of a folder, its largest file or, where all of it goes, itself."""
+    if path.is_dir() and how in ("empty", "cut", "flipped", "other type"):
+        path = max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = path.read_bytes() if path.is_file() else b""
+    store.discard(path)
+    if how == "a folder":
+        path.mkdir()
+    elif how == "a dead link":
+        path.symlink_to(path.with_name("nowhere"))
+    elif how != "missing":
+        flipped = bytearray(content)
+        if content:
+            flipped[len(flipped) // 2] ^= 0x40
+        found = {"empty": b"", "cut": content[: len(content) // 2], "flipped": bytes(flipped)}
+        path.write_bytes(found.get(how, b"[]"))
+
+
+class Cut(BaseException):
+    """A kill, as far as what lies on disk is concerned."""
+
+
+def cut_short(monkeypatch, owner, name, work, times=1):
+    """Do some work until it has saved so many times."""
+    real, calls = getattr(owner, name), []
+
+    def saved(*arguments):
+        real(*arguments)
+        calls.append(1)
+        if len(calls) == times:
+            raise Cut
+
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(owner, name, saved)
+        work()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A run that nothing befell: its result and weights, and the cache with it."""
+    place = tmp_path_factory.mktemp("whole")
+    images = config.Data(name="fundus", size=32, train=48, valid=32, test=40)
+    recipe = config.Optim(steps=6, batch=16, evaluations=3)
+    run = config.Run(data=images, model="cbr_tiny", init=config.Init(), optim=recipe)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRANSFUSION_CACHE", str(place))
+        result = fit.fit(run)
+        weights = load_file(store.weights_path(run.key))
+    return run, store.checksum(result), weights, place
+
+
+@pytest.fixture
+def whole(reference, cache):
+    run, result, weights, place = reference
+    shutil.copytree(place, cache)
+    return run, result, weights
+
+
+def is_same(run, result, weights):
+    found = fit.fit(run)
+    now = load_file(store.weights_path(run.key))
+    return store.checksum(found) == result and all(torch.equal(now[n], weights[n]) for n in weights)
+
+
+FILES = ("done.json", "spec.json", "result.zarr", "weights.safetensors", "log.txt", "lock")
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_a_finished_run_is_found_or_computed_again(whole, name, how):
+    run, result, weights = whole
+    damage(store.run_folder(run.key) / name, how)
+    assert is_same(run, result, weights)
+    assert store.state(run.key) == "done" and not dict(kept.verify())
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_checkpoint_is_taken_whole_or_not_at_all(whole, monkeypatch, how):
+    run, result, weights = whole
+    store.discard(store.run_folder(run.key))
+    cut_short(monkeypatch, loop, "_save", lambda: fit.fit(run, checkpoint_seconds=0))
+    damage(loop.checkpoint(run), how)
+    assert is_same(run, result, weights)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.2, 0.5, 0.8, 0.999])
+def test_one_bit_of_a_checkpoint_is_not_trained_on(whole, monkeypatch, share):
+    run, result, weights = whole
+    store.discard(store.run_folder(run.key))
+    cut_short(monkeypatch, loop, "_save", lambda: fit.fit(run, checkpoint_seconds=0))
+    content = bytearray(loop.checkpoint(run).read_bytes())
+    content[int(share * len(content))] ^= 1
+    loop.checkpoint(run).write_bytes(content)
+    assert is_same(run, result, weights)
+    assert "is not what was written" in (store.run_folder(run.key) / "log.txt").read_text()
+
+
+def test_a_checkpoint_of_other_code_is_begun_anew_unless_asked(whole, monkeypatch):
+    run, result, weights = whole
+    for resume in (False, True):
+        store.discard(store.run_folder(run.key))
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "identity", lambda: "another")
+            patch.setattr(store.identity, "__wrapped__", store.identity, raising=False)
+            patch.setattr(store, "provenance", lambda: {"commit": "older"})
+            cut_short(patch, loop, "_save", lambda: fit.fit(run, checkpoint_seconds=0))
+        if resume:
+            monkeypatch.setenv(loop.RESUME_ANYWAY, "1")
+        found = fit.fit(run)
+        log = (store.run_folder(run.key) / "log.txt").read_text()
+        assert ("is of other code" in log) != resume
+        assert ("resumed at step" in log) == resume
+        assert found.attrs.get("begun") == ("older" if resume else None)
+        assert is_same(run, result, weights)  # that code is the same but for its name
+
+
+def test_the_command_line_hands_on_that_a_checkpoint_of_other_code_may_go_on(monkeypatch):
+    from transfusion.studies import batch
+
+    monkeypatch.setattr(batch, "run", lambda study, chapter, **options: None)
+    monkeypatch.setenv(loop.RESUME_ANYWAY, "")
+    assert cli.main(["run", "quick", "--resume-anyway"]) == 0
+    assert os.environ[loop.RESUME_ANYWAY] == "1"
+
+
+@pytest.mark.parametrize("how", [*DAMAGES, "other code"])
+def test_a_comparison_goes_on_from_whole_moments_of_its_code_alone(whole, monkeypatch, how):
+    run, *_ = whole
+    other = replace(run, seed=1)
+    fit.fit(other)
+    spec = config.Comparison(runs=(run, other), images=40, positions=4, neurons=8)
+    monkeypatch.setattr(activations, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(activations, "BATCH", 16)
+    expected = store.checksum(comparison.compare(spec))
+    store.discard(store.run_folder(spec.key))
+    kind = second_moments.SecondMoments
+    cut_short(monkeypatch, kind, "save", lambda: comparison.compare(spec))
+    moments = store.run_folder(spec.key) / "moments.zarr"
+    assert moments.exists()
+    if how == "other code":
+        left = store.read_zarr(moments)
+        store.write_zarr(left.assign_attrs(code="another"), moments)
+    else:
+        damage(moments, how)
+    assert store.checksum(comparison.compare(spec)) == expected
+    assert not moments.exists()
+
+
+@pytest.fixture
+def prepared(photographs, cache):
+    full = ingest.ingest("mine", size=32, folder=photographs)
+    return config.Data(name=full, size=32), tasks.prepared_path(full, 32)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_prepared_set_that_is_not_whole_is_named(prepared, how):
+    spec, path = prepared
+    damage(path, how)
+    with pytest.raises((ValueError, OSError), match=spec.name.partition("@")[0]):
+        tasks.load(spec)
+
+
+def test_one_bit_of_an_attribute_is_seen(prepared):
+    """From which grade on an AUC counts is an attribute."""
+    spec, path = prepared
+    told = path / "zarr.json"
+    told.write_text(told.read_text().replace('"positive_from": 1', '"positive_from": 3'))
+    with pytest.raises(store.Damaged, match="attributes differ from those written"):
+        tasks.load(spec)
+    assert any("attributes differ" in str(why) for why in dict(kept.verify()).values())
+
+
+def test_a_commit_that_was_changed_is_seen(whole):
+    run, result, weights = whole
+    told = store.run_folder(run.key) / "result.zarr" / "zarr.json"
+    told.write_text(told.read_text().replace('"commit": "', '"commit": "0'))
+    assert dict(kept.verify())
+    assert store.read(run.key) is None
+    assert is_same(run, result, weights)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_named_weights_that_are_not_whole_are_named(cache, tmp_path, how):
+    torch.save(models.build("cbr_tiny", outputs=2).state_dict(), tmp_path / "weights.pth")
+    name = weights.import_weights("cbr_tiny", tmp_path / "weights.pth")
+    damage(store.weights_file(name), how)
+    with pytest.raises((ValueError, OSError), match="imagenet"):
+        weights.named_weights(name)
+
+
+def test_weights_may_be_read_by_whoever_may_read_the_rest(whole):
+    run, *_ = whole
+    folder = store.run_folder(run.key)
+    modes = {
+        p.name: p.stat().st_mode for p in folder.iterdir() if p.suffix in (".json", ".safetensors")
+    }
+    assert len(set(modes.values())) == 1, modes
