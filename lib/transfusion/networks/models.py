@@ -99,7 +99,7 @@ def _other(name: str, outputs: int, size: int | None) -> nn.Module:
 
 
 def _check_known(name: str) -> None:
-    if name in ours():
+    if name in CBRS or name in ours():
         return
     from transfusion.networks import others
 
@@ -139,12 +139,12 @@ def _refusal(name: str, size: int) -> str:
             net = build(name, outputs=5, size=size).eval()
             net.to(memory_format=torch.channels_last)
             found = parts.outputs(net, torch.empty(2, 3, size, size))
+        first: Any = net.get_submodule(parts.first_convolution(net))
     except Exception as error:  # of whatever network: it is told, not raised
         return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     empty = [block for block, maps in found.items() if not maps.numel()]
     if empty:
         return f"nothing is left of them in {empty[0]}"
-    first: Any = net.get_submodule(parts.first_convolution(net))
     patch = first.kernel_size[0]
     if first.stride == first.kernel_size and not any(first.padding) and size % patch:
         return f"in patches of {patch} px a rim of {size % patch} px would be left out"
@@ -156,8 +156,8 @@ def _block(channels: int, width: int, kernel: int, pool: bool) -> nn.Sequential:
     conv = nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False)
     # As torchvision's ResNets, so that "random" means the same in every model.
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    parts = [conv, nn.BatchNorm2d(width), nn.ReLU()]
-    return nn.Sequential(*parts, *([nn.MaxPool2d(3, stride=2, padding=1)] if pool else []))
+    layers = [conv, nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*layers, *([nn.MaxPool2d(3, stride=2, padding=1)] if pool else []))
 
 
 def parameters(name: str) -> int:
