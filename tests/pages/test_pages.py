@@ -4,10 +4,12 @@ import json
 import numpy as np
 import PIL.Image
 import pytest
-from transfusion import figures
+from transfusion import figures, pages
 from transfusion.experiments import paper
 
 from ..made_up import (
+    PROVENANCE,
+    scored,
     two,
 )
 
@@ -34,3 +36,15 @@ def test_the_papers_numbers_say_how_far_to_trust_them():
     assert table.loc[("resnet50", "transfer"), "value"] == 96.7
     with pytest.raises(ValueError, match="nothing recorded"):
         paper.numbers("Table 9", "auc")
+
+
+@pytest.mark.parametrize(
+    ("finding", "paper_has"), [("Pleural Effusion", True), ("Hernia", False), ("label 0", False)]
+)
+def test_findings_that_the_paper_has_not_stand_without_its_number(finding, paper_has):
+    """CheXpert's own name of an effusion, others of NIH's, columns of people's tables."""
+    curves = {(m, i): [0, 0] for m in ("cbr_tiny", "resnet50") for i in ("random", "transfer")}
+    results = scored(curves, findings=(finding, "Edema")).assign_attrs(PROVENANCE)
+    rows = pages.finding_table(results).data.split("<tr")
+    row = next(row for row in rows if finding in row and "ResNet-50" in row)
+    assert ("–" in row) != paper_has

@@ -19,6 +19,12 @@ def numbers(where: str, measure: str) -> pd.DataFrame:
     return rows.astype({"value": float}).set_index(["model", "init"])
 
 
+def measures(where: str) -> set[str]:
+    """What is recorded of one table or figure."""
+    table = _table()
+    return set(table.loc[table["where"] == where, "measure"])
+
+
 @cache
 def _table() -> pd.DataFrame:
     """`confidence` is, from most to least, confirmed by arithmetic, second hand, read off the

@@ -154,7 +154,10 @@ def finding_table(results: xr.Dataset) -> HTML:
 
 
 def _paper_gain(model: str, finding: str) -> str:
-    printed = paper.numbers("Table 2", f"auc {finding.lower()}")["value"]
+    asked = f"auc {finding.lower().removeprefix('pleural ')}"  # as CheXpert calls an effusion
+    if asked not in paper.measures("Table 2"):
+        return "–"
+    printed = paper.numbers("Table 2", asked)["value"]
     if (model, "transfer") not in printed.index:
         return "–"
     return f"{printed[model, 'transfer'] - printed[model, 'random']:+.2f}"
