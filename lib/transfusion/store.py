@@ -393,32 +393,40 @@ def open(study: str, chapter: str) -> xr.Dataset:
 
 
 def save(study: str, chapter: str, dataset: xr.Dataset) -> None:
-    """Keep collected results, and one manifest line for each of their runs."""
+    """Keep collected results; the study's manifest follows."""
     path = results_path(study, chapter)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent / ".lock"):
         write_zarr(dataset, path)
-        _extend_manifest(path.parent / "manifest.csv", chapter, json.loads(dataset.attrs["runs"]))
+    keep_manifest(study)
 
 
-def _extend_manifest(path: Path, chapter: str, runs: list[dict]) -> None:
-    lines = [{name: str(value) for name, value in run.items()} for run in runs]
-    new = pd.DataFrame([{"chapter": chapter, **line} for line in lines])
-    if path.exists():
-        old = pd.read_csv(path, dtype=str, keep_default_na=False)
-        there = {p.stem for p in path.parent.glob("*.zarr")} - {chapter}
-        new = pd.concat([old[old["chapter"].isin(there)], new])
-    with atomic(path) as temporary:
-        new.to_csv(temporary, index=False)
+def keep_manifest(study: str) -> None:
+    """Let a study's manifest have a line for each run of each chapter that is collected: derived
+    from these, so that whoever calls this after a kill mends it."""
+    folder = root() / "collected" / study
+    with FileLock(folder / ".lock"):
+        expected, path = _manifest(folder), folder / "manifest.csv"
+        if not path.is_file() or path.read_text() != expected:
+            with atomic(path) as temporary:
+                temporary.write_text(expected)
+
+
+def _manifest(folder: Path) -> str:
+    lines = []
+    for path in sorted(folder.glob("*.zarr")):
+        try:
+            runs = json.loads(json.loads((path / "zarr.json").read_text())["attributes"]["runs"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # whoever opens these results is told
+        lines += [{"chapter": path.stem} | {n: str(value) for n, value in r.items()} for r in runs]
+    return pd.DataFrame(lines).to_csv(index=False)
 
 
 def verify_manifest(study: str) -> None:
     """Raise Damaged unless a study's manifest lists the very runs of its collected results."""
     folder = root() / "collected" / study
-    listed = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
-    there = {p.stem: json.loads(read_zarr(p).attrs["runs"]) for p in sorted(folder.glob("*.zarr"))}
-    expected = sorted((chapter, run["key"]) for chapter, runs in there.items() for run in runs)
-    if sorted(zip(listed["chapter"], listed["key"], strict=True)) != expected:
+    if (folder / "manifest.csv").read_text() != _manifest(folder):
         raise Damaged(f"{folder / 'manifest.csv'} does not list the runs of the results beside it")
 
 

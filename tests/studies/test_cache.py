@@ -74,6 +74,18 @@ def test_a_manifest_that_lies_is_found(kept):
     assert list(cache.verify().index) == ["collected/made_up/manifest.csv"]
 
 
+def test_the_next_call_after_a_kill_writes_the_manifest(kept, monkeypatch):
+    """Killed between a chapter's results and the manifest that they belong in."""
+    path = store.root() / "collected/made_up/manifest.csv"
+    before = path.read_text()
+    for left in ("chapter,key\n", "", None):
+        store.discard(path)
+        if left is not None:
+            path.write_text(left)
+        studies.collect("performance", **params.knobs("made_up", "performance"))
+        assert path.read_text() == before and cache.verify().empty
+
+
 def test_collecting_again_leaves_no_line_of_a_chapter_that_is_gone(kept):
     store.discard(store.results_path("made_up", "performance"))
     studies.collect("data", **{**KNOBS, "seeds": 1, "inits": ["random"]})

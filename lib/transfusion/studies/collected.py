@@ -48,6 +48,7 @@ def collect(chapter: str, notebook: Mapping[str, Any] | None = None, **parameter
     }
     found = _kept(study, chapter, attrs)
     if found is not None:
+        store.keep_manifest(study)
         return found
     if _mended(study, specs, names):
         return collect(chapter, notebook, **parameters)
