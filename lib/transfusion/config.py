@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cached_property
@@ -204,6 +205,13 @@ def load(fields: dict) -> Data | Spec:
     kinds: dict[str, Any] = {k.__name__: k for k in (Data, Run, Comparison, Baseline)}
     spec = {name: value for name, value in fields.items() if name != "kind"}
     return TypeAdapter(kinds[fields["kind"]]).validate_json(json.dumps(spec))
+
+
+def plain(name: str) -> str:
+    """`name` if a file of the cache may be called so; else a ValueError."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"name {name!r}: expected letters, digits, '_', and within it '.' and '-'")
+    return name
 
 
 def one_of(value: str, options: Iterable[str], what: str) -> str:

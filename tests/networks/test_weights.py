@@ -185,3 +185,11 @@ def test_what_was_done_is_printed_beside_the_name(cache, tmp_path, state, capsys
     assert printed.out.startswith("weights: {resnet18: imagenet@")
     assert printed.err == "note: the weights are those under ['state_dict']\n"
     assert [p.suffix for p in (store.root() / "weights").iterdir()] == [".safetensors"]
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "a/b", ".hidden", "", "a b"])
+def test_a_name_leads_nowhere_out_of_the_cache(cache, tmp_path, name):
+    torch.save(models.build("cbr_tiny", outputs=2).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="expected letters, digits"):
+        weights.import_weights("cbr_tiny", tmp_path / "weights.pth", name)
+    assert not cache.exists()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
@@ -105,8 +104,7 @@ def _check_request(name: str, size: int) -> None:
     config.Data(name=name, size=size)  # raises where training could not ask for it
     if name in tasks.SYNTHETIC:
         raise ValueError(f"{name!r} names drawn images; give yours another name")
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise ValueError(f"name {name!r}: expected letters, digits, '_', '.' and '-'")
+    config.plain(name)
 
 
 def _usual_layout(name: str, place: Path, labels: str | Path | None) -> str:

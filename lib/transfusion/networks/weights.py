@@ -91,6 +91,7 @@ def import_weights(
     or hold what is no number.
     """
     told = [] if told is None else told
+    config.plain(name)
     model = terms.spelt(model)
     net = models.build(model, outputs=1)
     state = read_weights(path, told) if path else _download(model)
