@@ -174,12 +174,29 @@ def read_zarr(path: Path) -> xr.Dataset:
             dataset = stored.load()
     except Exception as error:  # a truncated store fails in as many ways as it has files
         raise Damaged(f"{path} cannot be read ({error}); delete it") from error
-    seal = dataset.attrs.pop(SEAL, None)  # what was prepared before there were seals has none
-    if seal is not None and seal != _attrs_checksum(dataset):
-        raise Damaged(f"{path}: attributes differ from those written; delete it")
+    _check_attrs(dataset, path)
     if dataset.attrs.pop("sha256", None) != checksum(dataset):
         raise Damaged(f"{path}: values differ from those written; delete it")
     return _plain_strings(dataset)
+
+
+def read_attrs(path: Path) -> dict[str, Any]:
+    """The attributes of a Dataset alone; raises Damaged, as `read_zarr` does."""
+    try:
+        with xr.open_zarr(path, consolidated=False, chunks=None) as stored:
+            _check_attrs(stored, path)
+            return {name: value for name, value in stored.attrs.items() if name != "sha256"}
+    except Damaged:
+        raise
+    except Exception as error:
+        raise Damaged(f"{path} cannot be read ({error}); delete it") from error
+
+
+def _check_attrs(dataset: xr.Dataset, path: Path) -> None:
+    """Take the seal off the attributes; what was prepared before there were seals has none."""
+    seal = dataset.attrs.pop(SEAL, None)
+    if seal is not None and seal != _attrs_checksum(dataset):
+        raise Damaged(f"{path}: attributes differ from those written; delete it")
 
 
 def _attrs_checksum(dataset: xr.Dataset) -> str:

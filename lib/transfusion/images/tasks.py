@@ -51,9 +51,7 @@ def attrs(spec: config.Data) -> dict:
     check(spec)
     if spec.name in SYNTHETIC:
         return dict(SYNTHETIC[spec.name][1])
-    path = prepared_path(spec.name, spec.size)
-    with xr.open_zarr(path, consolidated=False, chunks=None) as stored:
-        return {name: value for name, value in stored.attrs.items() if name != "sha256"}
+    return store.read_attrs(prepared_path(spec.name, spec.size))
 
 
 def check(spec: config.Data) -> None:
