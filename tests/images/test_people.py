@@ -291,6 +291,8 @@ def test_prepare_takes_a_seed_and_a_number(cache, tmp_path):
     assert some.sizes["image"] == others.sizes["image"] == 40
     assert set(some.patient.values) != set(others.patient.values)
     assert set(some.patient.values) < set(one.patient.values)
+    counts = {split: int((some.split == split).sum()) for split in folds.SPLITS}
+    assert min(counts.values()) > 0 and counts["train"] < 40, counts
     with pytest.raises(ValueError, match="n=61 asked for, mine@.* has 60 images"):
         kept(place, n=61)
 

@@ -46,7 +46,8 @@ def prepare(name: str, *, size: int, n: int | None = None, seed: int = 0, **opti
         return found
     if n > found.sizes["image"]:
         raise ValueError(f"n={n} asked for, {full} has {found.sizes['image']} images")
-    rows = np.random.default_rng(seed).permutation(found.sizes["image"])[:n]
+    # Another stream than that which deals splits, or those of the first split would be taken.
+    rows = np.random.default_rng([seed, n]).permutation(found.sizes["image"])[:n]
     return found.isel(image=np.sort(rows))
 
 
