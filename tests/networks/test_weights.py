@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transfusion import cli, store
-from transfusion.networks import models, weights
+from transfusion.networks import models, renaming, weights
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,9 @@ def test_however_deep_and_prefixed_the_same_tensors_come_out(
     path = tmp_path_factory.mktemp("weights") / "w.pt"
     torch.save(held, path)
     net = models.build("resnet18", outputs=5)
-    found = weights.fit_source(net, weights.adapted(net, weights.read_weights(path), []))
+    found = weights.fit_source(
+        net, renaming.adapted(net, "resnet18", weights.read_weights(path), [])
+    )
     assert same(found, kept)
 
 
@@ -140,7 +142,7 @@ def test_densenets_are_taken_as_torchvision_published_them():
     }
     told = []
     assert old.keys() != new.keys()
-    assert weights.adapted(net, old, told).keys() == new.keys() and len(told) == 1
+    assert renaming.adapted(net, "densenet121", old, told).keys() == new.keys() and len(told) == 1
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from transfusion import config, store, terms
-from transfusion.networks import models, parts
+from transfusion.networks import models, parts, renaming
 
 State = dict[str, Tensor]
 
@@ -26,9 +24,6 @@ WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "net", "network", "teacher", "student"),
     *("ema", "backbone"),
 )
-# Two nets that are the same function differ by this share of their outputs, in float32, at most.
-SAME = 1e-5
-WRAPPED = ("module.", "model.", "backbone.", "net.", "network.")
 # Classifiers beside the last one, by which GoogLeNet and Inception-v3 were trained.
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
@@ -95,7 +90,7 @@ def import_weights(
     model = terms.spelt(model)
     net = models.build(model, outputs=1)
     state = read_weights(path, told) if path else _download(model)
-    fitting = _renamed(net, model, adapted(net, state, told), told)
+    fitting = renaming.adapted(net, model, state, told)
     colours = parts.plan(net).colours
     if path and colours != parts.IMAGENET:
         told.append(
@@ -109,127 +104,6 @@ def import_weights(
     with store.atomic(store.weights_file(full)) as temporary:
         temporary.write_bytes(raw)
     return full
-
-
-def adapted(net: nn.Module, state: State, told: list[str]) -> State:
-    """A state under the network's names: old spellings, prefixes of what wrapped it, and a first
-    layer for grey images are made to fit, and that is told."""
-    state = _respelt(_without_prefix(net, state, told), told)
-    first = f"{parts.first_convolution(net)}.weight"
-    given, expected = state.get(first), net.state_dict()[first].shape
-    if given is None or given.ndim != 4 or (given.shape[1], expected[1]) != (1, 3):
-        return state
-    told.append(f"{first} is for grey images: each of three colours gets a third of it")
-    return state | {first: given.expand(-1, 3, -1, -1) / 3}
-
-
-def _without_prefix(net: nn.Module, state: State, told: list[str]) -> State:
-    """What lies under the prefix with which most of the network is there, if it is not without; or
-    without that of WRAPPED which all names have, if the network has other names."""
-    wanted = {n for n in net.state_dict() if not models.in_head(net, n)}
-    first = next(n for n in net.state_dict() if n in wanted)
-    prefixes = {name.removesuffix(first) for name in state if name.endswith(f".{first}")}
-    if first in state:
-        return state
-    prefixes = prefixes or {p for p in WRAPPED if all(name.startswith(p) for name in state)}
-    if not prefixes:
-        return state
-    there = {p: sum(f"{p}{name}" in state for name in wanted) for p in sorted(prefixes)}
-    prefix = max(there, key=there.__getitem__)
-    told.append(f"names without their prefix {prefix!r}")
-    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-
-
-def _respelt(state: State, told: list[str]) -> State:
-    """DenseNets as torchvision published them: `norm.1` is now `norm1`."""
-    old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
-    if not any(old.search(name) for name in state):
-        return state
-    told.append("names of layers as DenseNets have them now: norm1 for norm.1")
-    return {old.sub(r"\1\2", name): tensor for name, tensor in state.items()}
-
-
-def _renamed(net: nn.Module, model: str, state: State, told: list[str]) -> State:
-    """A state of a timm network under timm's names, where it has those of torchvision, or of the
-    places where such networks were first published."""
-    wanted = {n for n in net.state_dict() if not models.in_head(net, n)}
-    if model in models.ours() or wanted <= state.keys():
-        return state
-    from transfusion.networks import others
-
-    theirs = others.torchvisions(model, state)
-    if theirs is not None:
-        return _same_function(model, *theirs, told)
-    published = others.filtered(net, state)
-    if published is None or not wanted <= published.keys():
-        return state
-    told.append("names as timm has them")
-    return published
-
-
-def _same_function(model: str, theirs: nn.Module, expects: parts.Plan, told: list[str]) -> State:
-    """The state under timm's names with which its network is the same function of pixels as
-    torchvision's, `theirs`: tensors of one shape come in one order, or timm renames them itself.
-
-    Raises ValueError where neither is, as where the two differ in a constant.
-    """
-    from transfusion.networks import others
-
-    last = [weight for weight in theirs.parameters() if weight.dim() > 1][-1]
-    generator = torch.Generator().manual_seed(0)
-    # One that lets every feature through: that of the file may be zeros.
-    nn.init.normal_(last, std=0.1, generator=generator)
-    ours = models.build(model, outputs=len(last)).eval()
-    # torchvision's windows fit this size.
-    pixels = torch.randint(256, (2, 3, 224, 224), generator=generator, dtype=torch.uint8)
-    state, differences = theirs.state_dict(), list[float]()
-    for found in (_in_order(state, ours.state_dict()), others.filtered(ours, state)):
-        if found is None or not _fits(ours, found):
-            continue
-        found = _recoloured(ours, found, expects.colours)
-        ours.load_state_dict({name: found[name] for name in ours.state_dict()})
-        with torch.no_grad():
-            expected = theirs(models.normalise(pixels, parts.named(theirs, expects)))
-            got = ours(models.normalise(pixels, ours))
-        differences.append(float((got - expected).abs().max() / expected.abs().max()))
-        if differences[-1] <= SAME:
-            told.append("names as timm has them, for torchvision's: the same outputs of images")
-            return found
-    raise ValueError(
-        f"torchvision's weights make another function of timm's {model}: outputs differ by "
-        f"{min(differences, default=math.nan):.1g} of their size"
-    )
-
-
-def _recoloured(net: nn.Module, state: State, given: tuple[parts.Colours, parts.Colours]) -> State:
-    """The state whose first layer does with pixels as `net` has them normalised what it did with
-    those of the `given` mean and deviation; unchanged where it has no bias to take that up."""
-    own, first = parts.plan(net).colours, parts.first_convolution(net)
-    if own == given or f"{first}.bias" not in state:
-        return state
-    (mean, deviation), (given_mean, given_deviation) = (
-        [torch.tensor(values).view(3, 1, 1) for values in each] for each in (own, given)
-    )
-    weight, bias = state[f"{first}.weight"], state[f"{first}.bias"]
-    shift = (weight * ((mean - given_mean) / given_deviation)).sum((1, 2, 3))
-    scaled = {"weight": weight * (deviation / given_deviation), "bias": bias + shift}
-    return state | {f"{first}.{name}": tensor for name, tensor in scaled.items()}
-
-
-def _fits(net: nn.Module, state: State) -> bool:
-    return all(n in state and state[n].shape == t.shape for n, t in net.state_dict().items())
-
-
-def _in_order(theirs: State, ours: State) -> State | None:
-    """Each of our tensors from the first of theirs that is left and has its shape."""
-    left, found = dict(theirs), State()
-    for name, tensor in ours.items():
-        shape = tensor.squeeze().shape
-        other = next((n for n, t in left.items() if t.squeeze().shape == shape), None)
-        if other is None:
-            return None
-        found[name] = left.pop(other).reshape(tensor.shape)
-    return found
 
 
 def _check_finite(state: State) -> None:
