@@ -12,6 +12,7 @@ from transfusion.images import ingest, tasks
 from transfusion.networks import models, weights
 from transfusion.similarity import activations, comparison, second_moments
 from transfusion.studies import cache as kept
+from transfusion.studies import grouping
 from transfusion.training import fit, loop
 
 DAMAGES = ("missing", "empty", "cut", "flipped", "other type", "a folder", "a dead link")
@@ -215,3 +216,21 @@ def test_weights_may_be_read_by_whoever_may_read_the_rest(whole):
         p.name: p.stat().st_mode for p in folder.iterdir() if p.suffix in (".json", ".safetensors")
     }
     assert len(set(modes.values())) == 1, modes
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff{", b"{}", b"[]", b"3", b'{"results"', None])
+def test_a_group_whose_file_says_nothing_is_not_done(tmp_path, monkeypatch, content):
+    told = tmp_path / "group.json"
+    told.mkdir() if content is None else told.write_bytes(content)
+    monkeypatch.setattr(grouping, "done_file", lambda study, name: told)
+    assert not grouping.is_done("quick", "whatever")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff{", b"{}", b"[]", b"3", b'{"schema": "result/2"}'])
+def test_a_run_whose_file_says_nothing_counts_as_missing_for_whoever_asks(whole, content):
+    run, result, weights = whole
+    (store.run_folder(run.key) / "done.json").write_bytes(content)
+    assert store.state(run.key) == "missing" and store.facts(run.key) == {}
+    assert store.read(run.key) is None and not store.complete(run.key)
+    assert set(kept.ls()["state"]) == {"missing"}
+    assert is_same(run, result, weights)

@@ -159,6 +159,6 @@ def is_done(study: str, name: str) -> bool:
     """Whether a group's done-file is there and its results still are what it vouches for."""
     try:
         kept = json.loads(done_file(study, name).read_text())["results"]
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (OSError, ValueError, KeyError, TypeError):  # absent, a folder, cut, something else
         return False
     return kept == _results(study, groups(study)[name])
