@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import nn
-from transfusion.networks import convolution, models, parts
+from transfusion.networks import convolution, freezing, models
 from transfusion.similarity import activations
 
 from bench import reference
@@ -157,7 +157,7 @@ def test_frozen_blocks_have_no_gradient_and_their_batch_norm_no_new_statistics()
     net = models.build("resnet18", outputs=5)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     frozen = models.tensors(net, models.upto(net, "block2"))
-    parts.freeze(net, models.upto(net, "block2"))
+    freezing.freeze(net, models.upto(net, "block2"))
     for mode in (False, True):  # evaluated, and trained again
         net.train(mode)
     net(torch.randn(4, 3, 32, 32)).sum().backward()
@@ -197,7 +197,7 @@ def test_what_is_frozen_gives_the_same_features_in_every_pass():
 
     net.train()
     assert not torch.equal(features(), features())
-    parts.freeze(net, models.blocks(net))
+    freezing.freeze(net, models.blocks(net))
     net.train()
     assert torch.equal(features(), features())
     assert {n for n, p in net.named_parameters() if p.requires_grad} == {

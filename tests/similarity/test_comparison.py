@@ -6,7 +6,7 @@ import torch
 import xarray as xr
 from transfusion import config, store
 from transfusion.images import ingest
-from transfusion.networks import models, parts
+from transfusion.networks import freezing, models
 from transfusion.similarity import comparison
 from transfusion.training import fit
 
@@ -40,7 +40,7 @@ def test_compare(cache, compared):
 def test_what_is_frozen_keeps_its_statistics_where_the_rest_is_calibrated(cache):
     few = ingest.prepare("fundus", size=32, n=64)
     net = models.build("resnet18", outputs=5)
-    parts.freeze(net, models.upto(net, "block1"))
+    freezing.freeze(net, models.upto(net, "block1"))
     for name, buffer in net.named_buffers():
         if name.endswith("running_mean"):
             buffer.fill_(0.7)

@@ -15,16 +15,14 @@ import torch
 from torch import nn
 
 from transfusion import config, terms
-from transfusion.networks import gabors, models, parts, weights
+from transfusion.networks import freezing, gabors, models, parts, weights
 
 Record = dict[str, str]
 TAKEN = ["net", "source", "generator"]
-Function = Callable[[nn.Module, weights.State, torch.Generator], Record]
+Function = Callable[[nn.Module, parts.State, torch.Generator], Record]
 
 
-def apply(
-    name: str, net: nn.Module, *, source: weights.State | None = None, seed: int = 0
-) -> Record:
+def apply(name: str, net: nn.Module, *, source: parts.State | None = None, seed: int = 0) -> Record:
     """Initialise `net` in place by name, `transfer` or `transfusion:block2`.
 
     Returns what became of each tensor. Raises ValueError for an unknown name or block, a missing
@@ -38,7 +36,7 @@ def apply(
     if source is None:
         raise ValueError(f"init {name!r} needs pretrained weights, got no source")
     if start == "frozen":
-        parts.freeze(net, models.upto(net, block))
+        freezing.freeze(net, models.upto(net, block))
     with torch.no_grad():
         taken = weights.fit_source(net, source, needed(name, net))
         return record | _function(name)(net, taken, generator)
@@ -75,7 +73,7 @@ def _function(name: str) -> Function:
 # --- what starts from every pretrained tensor ------------------------------------------------
 
 
-def transfer(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
+def transfer(net: nn.Module, source: parts.State, generator: torch.Generator) -> Record:
     """Every pretrained tensor, batch-norm statistics included; a new classifier (section 3).
 
     `frozen:block` is the same, but the blocks up to that one are not trained; of the last block
@@ -87,7 +85,7 @@ def transfer(net: nn.Module, source: weights.State, generator: torch.Generator) 
 # --- what keeps moments alone ----------------------------------------------------------------
 
 
-def mean_var(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
+def mean_var(net: nn.Module, source: parts.State, generator: torch.Generator) -> Record:
     """Mean Var (section 5): i.i.d. normal weights with each pretrained tensor's mean and deviation.
 
     Scale is kept, features are destroyed. Weights and biases are redrawn, of convolutions, linear
@@ -98,14 +96,12 @@ def mean_var(net: nn.Module, source: weights.State, generator: torch.Generator) 
     return _redraw(net, source, generator, [n for n in _weight_names(net) if n in source])
 
 
-def mean_var_bn_copied(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
+def mean_var_bn_copied(net: nn.Module, source: parts.State, generator: torch.Generator) -> Record:
     """Mean Var with the pretrained batch norm: scale, shift and statistics (control, E14)."""
     return mean_var(net, source, generator) | batch_norm(net, source, generator)
 
 
-def mean_var_bn_redrawn(
-    net: nn.Module, source: weights.State, generator: torch.Generator
-) -> Record:
+def mean_var_bn_redrawn(net: nn.Module, source: parts.State, generator: torch.Generator) -> Record:
     """Mean Var that redraws batch norm's scale and shift too (control, E14).
 
     Statistics stay those of no data: a redrawn variance could be negative.
@@ -113,7 +109,7 @@ def mean_var_bn_redrawn(
     return _redraw(net, source, generator, list(source))
 
 
-def permuted(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
+def permuted(net: nn.Module, source: parts.State, generator: torch.Generator) -> Record:
     """Each tensor of pretrained weights in random order: all its moments, no feature (E14)."""
     state = net.state_dict()
     names = [name for name in _weight_names(net) if name in source]
@@ -123,7 +119,7 @@ def permuted(net: nn.Module, source: weights.State, generator: torch.Generator) 
     return dict.fromkeys(names, "redrawn")
 
 
-def scale_matched(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
+def scale_matched(net: nn.Module, source: parts.State, generator: torch.Generator) -> Record:
     """The random weights as built, each tensor scaled to the pretrained deviation (E14).
 
     Beside Mean Var it tells the part of the scale from that of the mean. What is built alike
@@ -136,7 +132,7 @@ def scale_matched(net: nn.Module, source: weights.State, generator: torch.Genera
     return dict.fromkeys(names, "redrawn")
 
 
-def batch_norm(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
+def batch_norm(net: nn.Module, source: parts.State, generator: torch.Generator) -> Record:
     """Random weights under the pretrained batch norm (control, E14)."""
     weights = set(_weight_names(net))
     return _copy(net, {name: t for name, t in source.items() if name not in weights})
@@ -145,7 +141,7 @@ def batch_norm(net: nn.Module, source: weights.State, generator: torch.Generator
 # --- what takes some of the blocks -----------------------------------------------------------
 
 
-def transfusion(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
+def transfusion(net: nn.Module, source: parts.State, generator: torch.Generator) -> Record:
     """Weight transfusion (section 5.1): pretrained blocks up to one, the rest random; all train.
 
     Batch norm goes with its block, statistics included. Also `suffix:block`, from one block on, and
@@ -154,7 +150,7 @@ def transfusion(net: nn.Module, source: weights.State, generator: torch.Generato
     return _copy(net, source)
 
 
-def gabor(net: nn.Module, source: weights.State, generator: torch.Generator) -> Record:
+def gabor(net: nn.Module, source: parts.State, generator: torch.Generator) -> Record:
     """First convolution of synthetic Gabors (section 5.2), the rest random.
 
     The bank of `gabors.gabor_bank`, grey, at the mean and deviation of the pretrained filters.
@@ -168,7 +164,7 @@ def gabor(net: nn.Module, source: weights.State, generator: torch.Generator) -> 
     return {name: "redrawn"}
 
 
-def _copy(net: nn.Module, source: weights.State) -> Record:
+def _copy(net: nn.Module, source: parts.State) -> Record:
     state = net.state_dict()
     for name in source:
         state[name].copy_(source[name])
@@ -176,7 +172,7 @@ def _copy(net: nn.Module, source: weights.State) -> Record:
 
 
 def _redraw(
-    net: nn.Module, source: weights.State, generator: torch.Generator, names: list[str]
+    net: nn.Module, source: parts.State, generator: torch.Generator, names: list[str]
 ) -> Record:
     state = net.state_dict()
     for name in names:

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
-import sys
-import warnings
 from typing import Any, NamedTuple
 
 import timm
-import torchvision
 from timm.models import group_parameters
-from torch import Tensor, nn
+from torch import nn
 
-from transfusion import terms
 from transfusion.networks import parts
 
-State = dict[str, Tensor]
 BLOCKS = 4  # after the first layers, as a ResNet has
 FIRST = 9  # weights that a stem has at most; with more it is a network of its own
 
@@ -46,48 +40,9 @@ def build(name: str, outputs: int, size: int | None) -> nn.Module:
     return parts.named(net, plan)
 
 
-def download(name: str) -> State:
+def download(name: str) -> parts.State:
     """The weights that timm publishes under this name."""
     return timm.create_model(name, pretrained=True).state_dict()
-
-
-def filtered(net: nn.Module, state: State) -> State | None:
-    """A state as timm reads it into one of its networks: names of the places where networks were
-    first published are renamed, embeddings of positions and windows interpolated to this one's.
-
-    None where timm has no such reader, or it cannot read this state. Kernels of another size, which
-    timm would interpolate too, are left as they are: they are of another network.
-    """
-    module = sys.modules[type(net).__module__]
-    reader = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
-    if reader is None or not module.__name__.startswith("timm."):
-        return None
-    arguments = (net,) if "model" in inspect.signature(reader).parameters else ()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of timm's own use of torch
-        try:
-            found = dict(reader(dict(state), *arguments))
-        except Exception:  # each reader fails in its own way on what is not for it
-            return None
-    kernels = {n: t for n, t in state.items() if n in found and n.endswith("weight")}
-    return found | {n: t for n, t in kernels.items() if t.shape != found[n].shape}
-
-
-def torchvisions(name: str, state: State) -> tuple[nn.Module, parts.Plan] | None:
-    """The network with this state as torchvision builds it, and the pixels that it expects, if it
-    is a state of torchvision's."""
-    outputs = [len(tensor) for tensor in state.values() if tensor.dim() > 1]
-    for theirs in torchvision.models.list_models(module=torchvision.models):
-        if terms.spelt(theirs) != name or not outputs:
-            continue
-        net = torchvision.models.get_model(theirs, weights=None, num_classes=outputs[-1])
-        shapes = {n: tensor.shape for n, tensor in net.state_dict().items()}
-        if shapes == {n: tensor.shape for n, tensor in state.items()}:
-            net.load_state_dict(state)
-            told = torchvision.models.get_model_weights(theirs).DEFAULT.transforms()
-            colours = (tuple(told.mean), tuple(told.std))
-            return net.eval(), parts.Plan({}, (), colours=colours)
-    return None
 
 
 def known(name: str) -> bool:

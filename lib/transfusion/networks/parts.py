@@ -6,13 +6,14 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from transfusion import config
 
+State = dict[str, Tensor]  # tensors by name, as a network's state dict has them
 Blocks = dict[str, tuple[str, ...]]
 Colours = tuple[float, float, float]
 IMAGENET: tuple[Colours, Colours] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -22,9 +23,7 @@ IMAGENET: tuple[Colours, Colours] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225
 class Plan:
     """What is told of a network beside its layers."""
 
-    blocks: (
-        Blocks  # in order, each with the names of its modules, the last of which holds its output
-    )
+    blocks: Blocks  # in order, each with its modules' names; the last of them holds its output
     head: tuple[str, ...]  # the classifier; some transformers have two, and average them
     channels: dict[str, int] = field(default_factory=dict)  # of outputs, where known beforehand
     prefix: int = 0  # tokens before those of places: class, registers
@@ -88,6 +87,14 @@ def place(net: nn.Module) -> Callable[[str], str]:
     return found
 
 
+def first_convolution(net: nn.Module) -> str:
+    """Of images; raises ValueError where the first layer is none."""
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d):
+            return name
+    raise ValueError("this network has no first convolution")
+
+
 # --- what blocks put out ---------------------------------------------------------------------
 
 
@@ -138,45 +145,3 @@ def _is_last(plan: Plan, channels: int, shape: tuple[int, ...]) -> bool:
     if shape[1] == shape[3]:
         return plan.channels_last
     return channels == shape[3]
-
-
-# --- freezing --------------------------------------------------------------------------------
-
-
-def freeze(net: nn.Module, chosen: Iterable[str]) -> None:
-    """Keep these blocks as they are in training: batch-norm statistics too, and nothing in them is
-    left to chance, so that an image has the same features in every pass."""
-    chosen = set(chosen)
-    names, block_of = tensors(net, chosen), place(net)
-    for name, parameter in net.named_parameters():
-        parameter.requires_grad_(name not in names)
-    for name, module in list(net.named_modules()):
-        if name and name not in plan(net).head and block_of(name) in chosen:
-            kind: Any = type(module)
-            module.__class__ = _frozen(kind)
-            module.train()
-
-
-@cache
-def _frozen(kind: type[nn.Module]) -> type[nn.Module]:
-    """A kind of module that stays in evaluation while the rest of a network trains."""
-
-    def train(self: nn.Module, mode: bool = True) -> nn.Module:
-        return kind.train(self, False)
-
-    return type(f"Frozen{kind.__name__}", (kind,), {"train": train, FROZEN: True})
-
-
-FROZEN = "_is_frozen"  # what kinds made above have
-
-
-def is_frozen(module: nn.Module) -> bool:
-    return getattr(module, FROZEN, False)
-
-
-def first_convolution(net: nn.Module) -> str:
-    """Of images; raises ValueError where the first layer is none."""
-    for name, module in net.named_modules():
-        if isinstance(module, nn.Conv2d):
-            return name
-    raise ValueError("this network has no first convolution")

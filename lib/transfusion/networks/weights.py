@@ -16,9 +16,6 @@ from torch import Tensor, nn
 from transfusion import config, store, terms
 from transfusion.networks import models, parts, renaming
 
-State = dict[str, Tensor]
-
-
 # Where people keep a state among other things, in the order of preference.
 WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "net", "network", "teacher", "student"),
@@ -28,7 +25,7 @@ WRAPPERS = (
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 
 
-def fit_source(net: nn.Module, source: State, wanted: set[str] | None = None) -> State:
+def fit_source(net: nn.Module, source: parts.State, wanted: set[str] | None = None) -> parts.State:
     """The wanted tensors of a source; None: all but the classifier, and it may have no others.
 
     Raises ValueError listing what is missing or has another shape.
@@ -53,18 +50,16 @@ def fit_source(net: nn.Module, source: State, wanted: set[str] | None = None) ->
     return {name: source[name] for name in given}
 
 
-def _resized(net: nn.Module, source: State) -> State:
+def _resized(net: nn.Module, source: parts.State) -> parts.State:
     """Embeddings of positions and of windows for another size of images, interpolated as timm does
     it; of a network that is not timm's nothing changes."""
     state = net.state_dict()
     if all(state[n].shape == t.shape for n, t in source.items() if n in state):
         return source
-    from transfusion.networks import others
-
-    return others.filtered(net, source) or source
+    return renaming.filtered(net, source) or source
 
 
-def _misfit(net: nn.Module, source: State, problems: list[str]) -> str:
+def _misfit(net: nn.Module, source: parts.State, problems: list[str]) -> str:
     """What does not fit, and names of both sides."""
     more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
     listed = "\n  ".join(problems[:10])
@@ -106,14 +101,14 @@ def import_weights(
     return full
 
 
-def _check_finite(state: State) -> None:
+def _check_finite(state: parts.State) -> None:
     bad = [n for n, t in state.items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise ValueError(f"weights that are no numbers (NaN, infinite): {', '.join(bad[:5])}{more}")
 
 
-def _download(model: str) -> State:
+def _download(model: str) -> parts.State:
     from transfusion.networks import classics, others
 
     if model in classics.names():
@@ -121,7 +116,7 @@ def _download(model: str) -> State:
     return others.download(model)
 
 
-def named_weights(full: str) -> State:
+def named_weights(full: str) -> parts.State:
     """Weights kept by `import_weights`; raises ValueError saying how to get missing ones."""
     path = store.weights_file(full)
     known = sorted(p.name.removesuffix(".safetensors") for p in path.parent.glob("*.safetensors"))
@@ -134,7 +129,7 @@ def named_weights(full: str) -> State:
     return read_weights(path)
 
 
-def read_weights(path: Path, told: list[str] | None = None) -> State:
+def read_weights(path: Path, told: list[str] | None = None) -> parts.State:
     """Weights from .pth, .pt, .ckpt or .bin (weights only), .safetensors, its index of several
     files (.safetensors.index.json), or .npz; float32 where floating.
 
@@ -155,7 +150,7 @@ def read_weights(path: Path, told: list[str] | None = None) -> State:
     return {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
 
 
-def _state(held: Any, path: Path, told: list[str]) -> State:
+def _state(held: Any, path: Path, told: list[str]) -> parts.State:
     """The tensors by name, from within whatever was saved around them."""
     place = ""
     while isinstance(held, Mapping) and not any(isinstance(v, Tensor) for v in held.values()):
@@ -175,7 +170,7 @@ def _state(held: Any, path: Path, told: list[str]) -> State:
     return tensors
 
 
-def _read_npz(path: Path) -> State:
+def _read_npz(path: Path) -> parts.State:
     with np.load(path, allow_pickle=False) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
@@ -184,7 +179,7 @@ def _read_torch(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _read_index(path: Path) -> State:
+def _read_index(path: Path) -> parts.State:
     """The files that an index of safetensors names, beside it."""
     names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
     parts = [load_file(path.with_name(name)) for name in names]

@@ -13,7 +13,7 @@ from torch import nn
 
 from transfusion import config, store
 from transfusion.images import tasks
-from transfusion.networks import models, parts
+from transfusion.networks import freezing, models
 from transfusion.similarity import activations, second_moments
 from transfusion.training import fit, loop
 
@@ -101,7 +101,7 @@ def calibrate(net: nn.Module, images: xr.Dataset) -> nn.Module:
     What is frozen keeps its own, as it does in training.
     """
     kind = nn.modules.batchnorm._BatchNorm
-    norms = [m for m in net.modules() if isinstance(m, kind) and not parts.is_frozen(m)]
+    norms = [m for m in net.modules() if isinstance(m, kind) and not freezing.is_frozen(m)]
     net = net.eval().to(loop.device()).to(memory_format=torch.channels_last)
     for norm in norms:
         norm.reset_running_stats()

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from transfusion import config
-from transfusion.networks import parts
+from transfusion.networks import freezing
 
 
 class Broken(RuntimeError):
@@ -154,7 +154,7 @@ def over_whole_batches(net: nn.Module) -> nn.Module:
 
 def check_shared(net: nn.Module) -> None:
     """Raise ValueError for a network whose batch norm several processes could not share."""
-    kinds = {type(m) for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kinds = {type(norm) for norm in norms if not freezing.is_frozen(norm)}
     for kind in kinds - {nn.BatchNorm2d, GlobalBatchNorm}:
-        if not hasattr(kind, parts.FROZEN):
-            raise ValueError(f"{kind.__name__} cannot be shared by several devices (devices: 1)")
+        raise ValueError(f"{kind.__name__} cannot be shared by several devices (devices: 1)")

@@ -16,7 +16,7 @@ from torch import nn
 
 from transfusion import config, machine, store, terms
 from transfusion.images import tasks
-from transfusion.networks import inits, models, weights
+from transfusion.networks import inits, models, parts, weights
 from transfusion.statistics import metrics
 from transfusion.training import devices, loop
 
@@ -101,7 +101,7 @@ def network(run: config.Run, *, trained: bool) -> nn.Module:
     return net
 
 
-def source_state(init: config.Init) -> weights.State | None:
+def source_state(init: config.Init) -> parts.State | None:
     """The pretrained weights an init starts from: named ones, or those of a run trained here, in
     half precision: so they travel, and a run starts from the same bits wherever it is computed."""
     if init.source is None or isinstance(init.source, str):
@@ -113,7 +113,7 @@ def source_state(init: config.Init) -> weights.State | None:
     return halved(load_file(path))
 
 
-def halved(state: weights.State) -> weights.State:
+def halved(state: parts.State) -> parts.State:
     """Weights rounded to half precision, still float32; batch norm and biases as they are, for
     they weigh nothing and a variance may be beyond half precision's range."""
     return {name: t.half().float() if t.dim() > 1 else t for name, t in state.items()}
