@@ -9,7 +9,7 @@ STUDY ?= quick
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book read zip test test-all check links install study bench lab clean
+.PHONY: book read zip test test-all check links audit install study bench lab clean
 
 # First what is in git, which needs no torch, then the quick study and the book with it.
 book: read
@@ -39,12 +39,19 @@ check: install
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/typos
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github
 	$(BIN)/pytest --noconftest tests/test_links.py
 
 # Links that lead elsewhere; `check` follows those within.
 links: install
 	$(INSTALL) '.[links]'
 	$(BIN)/lychee --no-progress *.md params/*.md book/*.md book/guide/*.md book/*.ipynb
+
+# Advisories on the versions in constraints.txt, as the package index has them today: an advisory of
+# tomorrow should break no test. Whatever the index does not tell of fails, too.
+audit: install
+	$(INSTALLER) '.[audit]'
+	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 study: install
 	$(BIN)/transfusion run $(STUDY)

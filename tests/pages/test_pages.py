@@ -1,14 +1,19 @@
 import io
 import json
 
+import holoviews as hv
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pytest
 from transfusion import figures, pages
-from transfusion.experiments import paper
+from transfusion.experiments import accuracy, paper
+from transfusion.pages import tables
 
 from ..made_up import (
     PROVENANCE,
+    RUN,
+    performance,
     scored,
     two,
 )
@@ -48,3 +53,47 @@ def test_findings_that_the_paper_has_not_stand_without_its_number(finding, paper
     rows = pages.finding_table(results).data.split("<tr")
     row = next(row for row in rows if finding in row and "ResNet-50" in row)
     assert ("–" in row) != paper_has
+
+
+EVIL = "</script><script>alert(1)</script>"
+
+
+def drawn(draw, results):
+    figures.setup()
+    return hv.renderer("bokeh").html(draw(results))
+
+
+def footer(**facts):
+    runs = json.dumps([{**RUN, "seed": 0, **{n: v for n, v in facts.items() if n in RUN}}])
+    told = {"study": facts.get("study", "s"), "target": facts.get("target", "t")}
+    results = performance(0.1).assign_attrs(runs=runs, parameters=json.dumps(told))
+    return pages.footer(results, facts.get("chapter", "performance"))
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        lambda: pages.levels_table(performance(0.1, models=(EVIL, "resnet50"))),
+        lambda: pages.effect_table(accuracy.gains, performance(0.1, models=(EVIL, "resnet50"))),
+        lambda: pages.finding_table(
+            scored(
+                {("resnet50", i): [0, 0] for i in ("random", "transfer")}, findings=(EVIL, "Edema")
+            )
+        ),
+        *(
+            lambda n=n: footer(**{n: EVIL})
+            for n in (*RUN, "study", "target", "chapter")
+            if n != "seconds"
+        ),
+        lambda: pages.badge(EVIL),
+        lambda: pages.shown(EVIL, EVIL, print),
+        lambda: pages.answers(pd.DataFrame(), EVIL, "transfer"),
+        lambda: tables.styled(pd.DataFrame({EVIL: [EVIL]}, index=[EVIL])),
+        lambda: drawn(figures.curves, performance(0.1, models=(EVIL, "resnet50"))),
+        lambda: drawn(figures.performance, performance(0.1, models=(EVIL, "resnet50"))),
+    ],
+)
+def test_a_name_is_a_word_on_a_page_and_no_markup(show):
+    """Findings are named by people's tables, devices and commits by whoever sent a record."""
+    page = getattr(show(), "data", show())
+    assert EVIL not in page and "alert(1)" in page

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from IPython.display import HTML
+from markupsafe import Markup, escape
 
 from transfusion import terms
 from transfusion.experiments import accuracy, features, paper, tuning
@@ -69,7 +69,7 @@ def effect_table(measure: Callable[[xr.Dataset], contrasts.Effect], results: xr.
         found = contrasts.contrast(effect)
         if found is not None and len(rows):
             told = dict.fromkeys(shown.columns[: len(effect.keys)], "")
-            told |= {shown.columns[0]: "<b>mean, decides</b>"}
+            told |= {shown.columns[0]: Markup("<b>mean, decides</b>")}
             told |= _cells(found, effect.name, effect.digits)
             shown.loc[len(shown)] = told | {"verdict": verdicts.badge(effect.decide(found).verdict)}
         if rate is not None and len(shown):
@@ -187,7 +187,7 @@ def tuning_table(results: xr.Dataset) -> HTML:
         values = reached.sel(model=model, init=init)
         at = {f"{rate:g}": float(values.sel(lr=rate)) for rate in reached.lr.values}
         cells = {rate: "–" if np.isnan(value) else f"{value:.2f}" for rate, value in at.items()}
-        cells[f"{top:g}"] = f"<b>{cells[f'{top:g}']}</b>"
+        cells[f"{top:g}"] = Markup("<b>{}</b>").format(cells[f"{top:g}"])
         told = {"best lies": "at an end" if arm in ends else "inside"}
         rows.append({"model": terms.title(model), "init": terms.title(init)} | cells | told)
     return styled(pd.DataFrame(rows), index=False)
@@ -311,9 +311,15 @@ def _ratio(row: pd.Series) -> str:
 
 
 def styled(frame: pd.DataFrame, *, index: bool = True) -> HTML:
-    """A table, styled by the book; where it is wider than a phone, keys can scroll it too."""
-    table = verdicts.unbroken(frame.to_html(border=0, index=index, escape=False))
+    """A table, styled by the book; where it is wider than a phone, keys can scroll it too. What is
+    no markup of ours is escaped: names of findings come from people's tables."""
+    safe = frame.map(_escaped).rename(index=_escaped, columns=_escaped)
+    table = verdicts.unbroken(safe.to_html(border=0, index=index, escape=False))
     return HTML(f'<div class="table-wrap" tabindex="0">{table}</div>')
+
+
+def _escaped(value: object) -> object:
+    return escape(value) if isinstance(value, str) else value
 
 
 def glue(**values: object) -> None:
@@ -365,14 +371,13 @@ def footer(results: xr.Dataset, chapter: str) -> HTML:
         "torch": ", ".join(sorted(set(runs["torch"]))),
         "parameters": results.attrs["parameters"],
     }
-    lines = "".join(
-        f"<dt>{name}</dt><dd>{html.escape(value)}</dd>" for name, value in facts.items()
-    )
+    lines = [Markup("<dt>{}</dt><dd>{}</dd>").format(*fact) for fact in facts.items()]
     columns = [c for c in COLUMNS if c in runs]
     every = styled(runs[columns].round({"seconds": 1}), index=False).data
-    return HTML(
-        f'<p class="again">Run it again: <code>transfusion run {study} --chapter {chapter}</code>, '
-        f"{spent} where these numbers were made.</p>"
+    page = Markup(
+        '<p class="again">Run it again: <code>transfusion run {} --chapter {}</code>, '
+        "{} where these numbers were made.</p>"
         '<details class="provenance"><summary>Where these numbers come from</summary>'
-        f"<dl>{lines}</dl>{every}</details>"
+        "<dl>{}</dl>{}</details>"
     )
+    return HTML(page.format(study, chapter, spent, Markup().join(lines), Markup(every)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import html
 import re
 from collections.abc import Callable, Iterable
 
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from IPython.display import HTML
+from markupsafe import Markup
 
 from transfusion import records, terms
 from transfusion.experiments import claims, deciding, tuning
@@ -63,17 +63,17 @@ def verdict_box(results: xr.Dataset, *names: str) -> HTML:
     study = knobs_of(results).get("study", "")
     table = beside(study, found)
     told = [name for name in names if name in table.index]
-    return HTML("".join(_box(claims.CLAIMS[name], table.loc[name]) for name in told))
+    return HTML(Markup().join(_box(claims.CLAIMS[name], table.loc[name]) for name in told))
 
 
-def _box(claim: deciding.Claim, row: pd.Series) -> str:
-    beside = f" <small>{unbroken(row['beside'])}.</small>" if row["beside"] else ""
-    return (
-        f'<div class="verdict {_slug(row["verdict"])}">'
-        f"<p>{badge(row['verdict'])} <b>{claim.says}.</b></p>"
-        f"<p>Paper: {claim.paper()}.</p>"
-        f"<p>Here: {unbroken(row['found'])}.{_corrected(row)}{beside}</p></div>"
+def _box(claim: deciding.Claim, row: pd.Series) -> Markup:
+    box = Markup(
+        '<div class="verdict {}"><p>{} <b>{}.</b></p><p>Paper: {}.</p><p>Here: {}.{}{}</p></div>'
     )
+    beside = Markup(" <small>{}.</small>").format(unbroken(row["beside"])) if row["beside"] else ""
+    verdict, found = row["verdict"], unbroken(row["found"])
+    head = _slug(verdict), badge(verdict), claim.says, claim.paper()
+    return box.format(*head, found, _corrected(row), beside)
 
 
 def _corrected(row: pd.Series) -> str:
@@ -81,7 +81,8 @@ def _corrected(row: pd.Series) -> str:
     if np.isnan(row["adjusted"]) or row["verdict"] == "not testable":
         return ""
     alone = "" if row["alone"] == row["verdict"] else f", by itself {row['alone']}"
-    return f" <small>(p&nbsp;{p_words(row['adjusted'])} for all claims{alone})</small>"
+    told = Markup(" <small>(p\u00a0{} for all claims{})</small>")
+    return told.format(p_words(row["adjusted"]), alone)
 
 
 def answers(table: pd.DataFrame, study: str, *names: str) -> HTML:
@@ -91,14 +92,14 @@ def answers(table: pd.DataFrame, study: str, *names: str) -> HTML:
         claim = claims.CLAIMS[name]
         page = f"{study}/{claim.chapter}.html"
         told = _told(table.loc[name], page) if name in table.index else _to_come(page)
-        lines.append(f"<p>{claim.says}: {told}</p>")
-    return HTML(f'<div class="answers">{"".join(lines)}</div>')
+        lines.append(Markup("<p>{}: {}</p>").format(claim.says, told))
+    return HTML(Markup('<div class="answers">{}</div>').format(Markup().join(lines)))
 
 
 def unbroken(found: str) -> str:
     """No line ends within `n = 4`, `60.0 ± 1.3` or an interval."""
-    found = found.replace("n = ", "n&nbsp;=&nbsp;").replace(" ± ", "&nbsp;±&nbsp;")
-    return re.sub(r"\[(\S+), (\S+)\]", r"[\1,&nbsp;\2]", found)
+    found = found.replace("n = ", "n\u00a0=\u00a0").replace(" ± ", "\u00a0±\u00a0")
+    return re.sub(r"\[(\S+), (\S+)\]", "[\\1,\u00a0\\2]", found)
 
 
 def p_words(p: float) -> str:
@@ -112,20 +113,19 @@ def claims_table(columns: Iterable[str], main: str) -> HTML:
     heads = ["Claim of the paper", "Paper", *(_heading(study) for study in tables)]
     rows = []
     for name, claim in claims.CLAIMS.items():
-        cells = f'<th scope="row">{claim.says}</th><td>{claim.paper()}</td>'
+        cells = Markup('<th scope="row">{}</th><td>{}</td>').format(claim.says, claim.paper())
         for study, table in tables.items():
             page = f"{'' if study == main else f'{study}/'}{claim.chapter}.html"
             told = _told(table.loc[name], page) if name in table.index else ""
             asked = name != "findings" or _has_findings(study)
             if not told and asked and _is_to_come(study, claim.chapter):
                 told = _to_come(page)
-            cells += f"<td>{told or '–'}</td>"
-        rows.append(f"<tr>{cells}</tr>")
-    head = "".join(f'<th scope="col">{words}</th>' for words in heads)
-    return HTML(
-        f'<div class="claims"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+            cells += Markup("<td>{}</td>").format(told or "–")
+        rows.append(Markup("<tr>{}</tr>").format(cells))
+    head = Markup().join(Markup('<th scope="col">{}</th>').format(words) for words in heads)
+    table = Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>")
+    whole = table.format(head, Markup().join(rows))
+    return HTML(Markup('<div class="claims">{}</div>').format(whole))
 
 
 def _has_findings(study: str) -> bool:
@@ -138,8 +138,8 @@ def _is_to_come(study: str, chapter: str) -> bool:
     return known and not collected.is_collected(study, chapter)
 
 
-def _to_come(page: str) -> str:
-    return f'<a href="{page}">still to come</a>'
+def _to_come(page: str) -> Markup:
+    return Markup('<a href="{}">still to come</a>').format(page)
 
 
 def shown(study: str, chapter: str, draw: Callable[[xr.Dataset], object]) -> object:
@@ -147,8 +147,8 @@ def shown(study: str, chapter: str, draw: Callable[[xr.Dataset], object]) -> obj
     try:
         return draw(collected.results(study, chapter))
     except FileNotFoundError:
-        command = f"<code>transfusion run {study} --chapter {chapter}</code>"
-        return HTML(f"<p>Still to come: {command}.</p>")
+        told = Markup("<p>Still to come: <code>transfusion run {} --chapter {}</code>.</p>")
+        return HTML(told.format(study, chapter))
 
 
 def _heading(study: str) -> str:
@@ -156,11 +156,12 @@ def _heading(study: str) -> str:
     return title[:1].upper() + title[1:]  # not `capitalize`, which makes Nih of NIH
 
 
-def _told(row: pd.Series, page: str) -> str:
+def _told(row: pd.Series, page: str) -> Markup:
     alone = "" if row["alone"] == row["verdict"] else f" (by itself: {row['alone']})"
-    beside = f"<br><small>{unbroken(row['beside'])}</small>" if row["beside"] else ""
-    found = f"<br>{unbroken(row['found'])}{beside}"
-    return f'<a href="{page}">{badge(row["verdict"])}</a>{alone}{found}'
+    small = Markup("<br><small>{}</small>")
+    beside = small.format(unbroken(row["beside"])) if row["beside"] else ""
+    told = Markup('<a href="{}">{}</a>{}<br>{}{}')
+    return told.format(page, badge(row["verdict"]), alone, unbroken(row["found"]), beside)
 
 
 PLURAL = {"holds": "hold", "differs": "differ"}
@@ -213,9 +214,9 @@ def convergence(study: str) -> str:
     return f"Twice as many steps add to the last validation AUC: {'; '.join(told)}."
 
 
-def badge(verdict: str) -> str:
+def badge(verdict: str) -> Markup:
     """The verdict as a coloured word."""
-    return f'<span class="badge {_slug(verdict)}">{html.escape(verdict)}</span>'
+    return Markup('<span class="badge {}">{}</span>').format(_slug(verdict), verdict)
 
 
 def _slug(verdict: str) -> str:
