@@ -279,6 +279,7 @@ def strip(notebooks) -> None:
     _arg("--image", help="column that names the images"),
     _arg("--images", help="the subfolder that holds the images"),
     _arg("--uncertain", help="CheXpert's uncertain labels: zeros, ones or ignore"),
+    _arg("--allow-outside", action="store_true", help="images, too, that lie outside the folder"),
 )
 def data(name, size, **options) -> None:
     """check and prepare a collection of images"""

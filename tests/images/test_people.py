@@ -327,3 +327,34 @@ def test_what_was_prepared_before_keeps_its_name(cache, tmp_path):
         name = ingest.ingest("mine", size=16, folder=table(tmp_path / "in", rows))
     assert tasks.load(config.Data(name=name, size=16)).sizes["image"] == 24
     assert name == "mine@f85226f6f881"
+
+
+@pytest.mark.parametrize("how", ["above", "absolute", "by a link", "by a linked folder"])
+def test_a_table_of_a_stranger_reads_no_file_outside_its_folder(photographs, tmp_path, cache, how):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (photographs / "0.png").rename(elsewhere / "0.png")
+    table = photographs / "labels.csv"
+    said = {"above": "../elsewhere/0.png", "absolute": f"{elsewhere}/0.png"}
+    said["by a linked folder"] = "more/0.png"
+    if how == "by a link":
+        (photographs / "0.png").symlink_to(elsewhere / "0.png")
+    elif how == "by a linked folder":
+        (photographs / "more").symlink_to(elsewhere)
+    table.write_text(table.read_text().replace("\n0.png", f"\n{said.get(how, '0.png')}"))
+    with pytest.raises(ValueError, match="1 of 40 images lie outside .*--allow-outside"):
+        ingest.ingest("mine", size=32, folder=photographs)
+    full = ingest.ingest("mine", size=32, folder=photographs, allow_outside=True)
+    assert tasks.load(config.Data(name=full, size=32)).sizes["image"] == 40
+
+
+def test_a_folder_may_itself_be_a_link(photographs, tmp_path, cache):
+    (tmp_path / "link").symlink_to(photographs)
+    assert ingest.ingest("mine", size=32, folder=tmp_path / "link").startswith("mine@")
+    (photographs / "images").mkdir()
+    for path in photographs.glob("*.png"):
+        path.rename(photographs / "images" / path.name)
+    (photographs / "images").rename(tmp_path / "disk")
+    (photographs / "images").symlink_to(tmp_path / "disk")
+    full = ingest.ingest("mine", size=32, folder=photographs, images="images")
+    assert full.startswith("mine@")

@@ -64,6 +64,7 @@ def ingest(
     images: str | None = None,
     uncertain: str | None = None,
     tolerance: float = 0.01,
+    allow_outside: bool = False,
     seed: int = 0,
     told: list[str] | None = None,
 ) -> str:
@@ -73,12 +74,13 @@ def ingest(
     (downloaded). `layout` is one of LAYOUTS, by default the one that the name or the place stands
     for. `labels` is another table, `target` its label columns, `patient` and `image` its columns of
     patients and of images, `images` the subfolder of the images, `uncertain` one of UNCERTAIN
-    (CheXpert). `size` in pixels. What was taken for something else than it is called, or looks
+    (CheXpert). `size` in pixels. `allow_outside` takes images, too, that a table or a link leads to
+    out of `folder` (or the `images` that are named). What was taken for something else than it is called, or looks
     amiss, is added to `told`, and in the attrs.
     Raises ValueError or FileNotFoundError naming what is wrong: the folder, the table, a missing
-    column, a label out of range, an option that the layout lacks, patients in two splits, or more
-    than the share `tolerance` of images that are missing, truncated or no images (fewer are left
-    out and listed in the attrs).
+    column, a label out of range, an option that the layout lacks, patients in two splits, images
+    outside, or more than the share `tolerance` of images that are missing, truncated or no images
+    (fewer are left out and listed in the attrs).
     """
     _check_request(name, size)
     place = Path(folder).expanduser() if folder else _download(name, size)
@@ -86,6 +88,8 @@ def ingest(
     options = dict(labels=labels, target=target, patient=patient, image=image, images=images)
     found = _read(layout or usual, place, name, seed, options | {"uncertain": uncertain})
     _check(found, place)
+    if not allow_outside:
+        _check_inside(found.images, [place, place / (images or "")])
     problems = _missing(found, tolerance)
     # A layout that is not the usual one may read other tasks from the same bytes.
     marks = found.policy + (layout if layout and layout != usual else "")
@@ -142,6 +146,19 @@ def _check(found: layouts.Collection, place: Path) -> None:
     if empty:
         raise ValueError(f"{place}: no image of split {', '.join(sorted(empty))}")
     folds.check_patients(found.table.iloc[:, -2], splits)
+
+
+def _check_inside(images: Sequence[Path | np.ndarray], places: list[Path]) -> None:
+    """Raise ValueError for images that a table or a link leads to out of all these: who wrote it
+    may be a stranger, and whatever it names would be read."""
+    within = tuple(os.path.join(os.path.realpath(place), "") for place in places)
+    files = [image for image in images if isinstance(image, Path)]
+    outside = [file for file in files if not os.path.realpath(file).startswith(within)]
+    if outside:
+        raise ValueError(
+            f"{len(outside)} of {len(images)} images lie outside {places[-1]}, such as "
+            f"{outside[0]} ({os.path.realpath(outside[0])}); if that is meant: --allow-outside"
+        )
 
 
 def _download(name: str, size: int) -> Path:
