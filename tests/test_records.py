@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from transfusion import config, experiments, machine, records, store, studies
+from transfusion import config, experiments, files, machine, records, store, studies
 from transfusion.statistics import metrics
 from transfusion.studies import cache, collected, grouping, params, schedule, status
 from transfusion.training import fit
@@ -117,7 +117,7 @@ def test_a_crash_while_a_record_is_written_leaves_none(tmp_path, monkeypatch):
 
     records.append(tmp_path, made("1"))
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(store, "_fsync", full)
+        patch.setattr(files, "_fsync", full)
         records.append(tmp_path, made("2"))
     assert list(records.index(tmp_path)) == ["1"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "zarr.json"]
@@ -157,7 +157,7 @@ def test_a_byte_of_a_compacted_part_costs_one_record_and_is_found(cache):
 
 def test_60_runs_take_less_than_2_megabytes_and_12_files(cache, rng, monkeypatch):
     """Four networks on a fold of the malaria cells: 3,755 images to validate and to test."""
-    monkeypatch.setattr(store, "_fsync", lambda _: None)  # for speed
+    monkeypatch.setattr(files, "_fsync", lambda _: None)  # for speed
     folder = store.records_folder("large")
     filters = ((32, 3, 5, 5), (32, 3, 7, 7), (32, 3, 7, 7), (64, 3, 7, 7))
     specs = trainings("performance", **OPEN, folds=5)
@@ -173,9 +173,9 @@ def test_60_runs_take_less_than_2_megabytes_and_12_files(cache, rng, monkeypatch
         attrs |= {"spec": config.dump(specs[i % len(specs)]), "precision": "bfloat16"}
         coords = {"step": np.arange(20)}
         records.append(folder, xr.Dataset({**said, **curve}, coords, attrs))
-    files = records.compact("large")
+    count = records.compact("large")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    assert files <= 12 and size < 2e6, (files, size)
+    assert count <= 12 and size < 2e6, (count, size)
 
 
 # --- runs and studies ------------------------------------------------------------------------

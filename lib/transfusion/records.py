@@ -26,7 +26,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from transfusion import config, machine, store
+from transfusion import config, files, machine, store
 
 SHARED = {
     "task": ("valid_target", "valid_patient", "test_target", "test_patient"),
@@ -301,13 +301,9 @@ def claimed(part: Path) -> int:
 
 
 def restore(folder: Path) -> None:
-    """Undo what a kill has left half done: a part is replaced by two renames."""
-    for old in folder.glob(".*.old"):
-        target = folder / old.name[1 : -len(".old")]
-        if target.exists():
-            store.discard(old)
-        else:
-            old.rename(target)
+    """Undo what a kill on another machine has left half done; nobody may be writing here."""
+    for left in [*folder.glob(".*.old"), *folder.glob(".*.tmp")]:
+        files.undo(left)
 
 
 def headers(part: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,7 @@
-"""The only module that knows `data_cache`: where things lie, how they are written, what is whole.
+"""The only module that knows `data_cache`: where things lie, and what is whole.
 
-Layout and schema are described in data_cache/README.md. Whatever is written goes to a temporary
-name first and is renamed; a result counts only when its `done.json`, written last, names the
-checksums of its files.
+Layout and schema are described in data_cache/README.md. A result counts only when its `done.json`,
+written last, names the checksums of its files.
 """
 
 from __future__ import annotations
@@ -10,11 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
-import shutil
 import subprocess
-import uuid
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -26,24 +22,22 @@ import pandas as pd
 import xarray as xr
 from filelock import FileLock, Timeout
 
-from transfusion import config
+from transfusion import config, files
+from transfusion.files import (  # noqa: F401
+    HOME,
+    Damaged,
+    atomic,
+    discard,
+    read_sealed,
+    require_writable,
+    root,
+    write_json,
+    write_sealed,
+)
 
 LIBRARY = Path(__file__).resolve().parent
-HOME = LIBRARY.parents[1]  # the checkout
 LAYOUT = "result/2"
 SEAL = "attrs_sha256"  # the attribute with the checksum of the others
-
-
-def root() -> Path:
-    """The cache folder; the variable TRANSFUSION_CACHE moves it."""
-    place = os.environ.get("TRANSFUSION_CACHE") or str(HOME / "data_cache")
-    return _resolved(os.path.expanduser(place))
-
-
-@cache
-def _resolved(path: str) -> Path:
-    """Once: it is asked for at every file, and must not move with the working folder."""
-    return Path(path).resolve()
 
 
 def run_folder(key: str) -> Path:
@@ -54,100 +48,7 @@ def weights_file(name: str) -> Path:
     return root() / "weights" / f"{name}.safetensors"
 
 
-def require_writable() -> None:
-    """Raise PermissionError or OSError before work starts if results could not be kept."""
-    try:
-        root().mkdir(parents=True, exist_ok=True)
-        with atomic(root() / ".probe") as path:
-            path.write_bytes(b"\0" * (1 << 20))
-        (root() / ".probe").unlink(missing_ok=True)  # another process may have been first
-    except OSError as error:
-        raise type(error)(
-            error.errno,
-            f"cannot write results to {root()}: {error.strerror}; free or move it "
-            "(TRANSFUSION_CACHE names another folder)",
-        ) from None
-
-
-# --- atomic writes ---------------------------------------------------------------------------
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def discard(path: Path) -> None:
-    """Remove a file, folder or link, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def atomic(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target`; file or folder takes its place when the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        yield temporary
-        for path in [*temporary.rglob("*"), temporary]:
-            _fsync(path)
-        _replace(temporary, target)
-    finally:
-        discard(temporary)
-
-
-def _replace(temporary: Path, target: Path) -> None:
-    """Rename, keeping the old folder under another name until the new one is in place. A file where
-    a folder should be, a folder for a file, or a link is nothing of ours."""
-    if target.is_symlink() or (target.exists() and target.is_dir() != temporary.is_dir()):
-        discard(target)
-    if not target.is_dir():
-        os.replace(temporary, target)
-        return
-    old = _old(target)
-    discard(old)
-    os.replace(target, old)
-    os.replace(temporary, target)
-    discard(old)
-
-
-def _old(target: Path) -> Path:
-    return target.parent / f".{target.name}.old"
-
-
-def recover(target: Path) -> None:
-    """Undo a replacement that was killed between its two renames."""
-    if not target.exists() and _old(target).exists():
-        os.replace(_old(target), target)
-
-
-def write_sealed(path: Path, content: bytes) -> None:
-    """Write a file atomically, its first line the checksum of the rest."""
-    with atomic(path) as temporary:
-        temporary.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
-
-
-def read_sealed(path: Path) -> bytes:
-    """What `write_sealed` wrote; raises Damaged if it is not that, and OSError."""
-    seal, _, content = path.read_bytes().partition(b"\n")
-    if seal != hashlib.sha256(content).hexdigest().encode():
-        raise Damaged(f"{path} is not what was written")
-    return content
-
-
-def write_json(path: Path, value: Any) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-
-
-class Damaged(ValueError):
-    """Files on disk are not what was written."""
+# --- Datasets ---------------------------------------------------------------------------------
 
 
 def write_zarr(dataset: xr.Dataset, path: Path) -> None:
@@ -166,9 +67,10 @@ def write_zarr(dataset: xr.Dataset, path: Path) -> None:
 
 def read_zarr(path: Path) -> xr.Dataset:
     """Read a Dataset into memory; raises FileNotFoundError, or Damaged (zarr reads holes as 0)."""
-    recover(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no store at {path}")
+    return files.steadily(path, _read_zarr)
+
+
+def _read_zarr(path: Path) -> xr.Dataset:
     try:
         with xr.open_zarr(path, consolidated=False, chunks=None) as stored:
             dataset = stored.load()
@@ -181,7 +83,11 @@ def read_zarr(path: Path) -> xr.Dataset:
 
 
 def read_attrs(path: Path) -> dict[str, Any]:
-    """The attributes of a Dataset alone; raises Damaged, as `read_zarr` does."""
+    """The attributes of a Dataset alone; raises as `read_zarr` does."""
+    return files.steadily(path, _read_attrs)
+
+
+def _read_attrs(path: Path) -> dict[str, Any]:
     try:
         with xr.open_zarr(path, consolidated=False, chunks=None) as stored:
             _check_attrs(stored, path)

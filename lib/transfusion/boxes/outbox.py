@@ -37,8 +37,6 @@ def held(out: Path) -> dict[str, dict[str, Any]]:
     """The facts of each record in the folder, by name, after clearing what a kill has left half
     written; one that is not whole does not count."""
     records.restore(out)
-    for temporary in out.glob(".*.tmp"):
-        store.discard(temporary)
     found = [header for part in _parts(out) for header, _ in _whole(part)]
     return {header["name"]: header["facts"] for header in found}
 

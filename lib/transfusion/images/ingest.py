@@ -75,8 +75,8 @@ def ingest(
     for. `labels` is another table, `target` its label columns, `patient` and `image` its columns of
     patients and of images, `images` the subfolder of the images, `uncertain` one of UNCERTAIN
     (CheXpert). `size` in pixels. `allow_outside` takes images, too, that a table or a link leads to
-    out of `folder` (or the `images` that are named). What was taken for something else than it is called, or looks
-    amiss, is added to `told`, and in the attrs.
+    out of `folder` (or the `images` that are named). What was taken for something else than it is
+    called, or looks amiss, is added to `told`, and in the attrs.
     Raises ValueError or FileNotFoundError naming what is wrong: the folder, the table, a missing
     column, a label out of range, an option that the layout lacks, patients in two splits, images
     outside, or more than the share `tolerance` of images that are missing, truncated or no images

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from transfusion import store
+from transfusion import files, store
 
 
 def write_activations(
@@ -139,9 +139,6 @@ def read_activations(path: Path) -> xr.DataTree:
 
     Raises FileNotFoundError; a lost chunk reads as nan, a cut one raises ValueError.
     """
-    store.recover(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no activations at {path}")
-    tree = xr.open_datatree(path, engine="zarr", consolidated=False, chunks=None)
+    tree = xr.open_datatree(files.present(path), engine="zarr", consolidated=False, chunks=None)
     children = {block: tree[block] for block in tree.attrs["blocks"]}
     return xr.DataTree(tree.to_dataset(), children=cast(dict[str, xr.DataTree], children))
