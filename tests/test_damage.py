@@ -1,5 +1,6 @@
 """Kinds of file x kinds of damage: each is computed again to the same bits, or named in words."""
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -7,15 +8,20 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from transfusion import cli, config, store
+from transfusion import cli, config, files, store, studies
 from transfusion.images import ingest, tasks
 from transfusion.networks import models, weights
 from transfusion.similarity import activations, comparison, second_moments
+from transfusion.studies import batch, grouping, params, render, status
 from transfusion.studies import cache as kept
-from transfusion.studies import grouping
 from transfusion.training import fit, loop
 
-DAMAGES = ("missing", "empty", "cut", "flipped", "other type", "a folder", "a dead link")
+from .conftest import KNOBS
+
+DAMAGES = (
+    *("missing", "empty", "cut", "flipped", "other type"),
+    *("a folder", "a dead link", "a link elsewhere"),
+)
 
 
 def damage(path, how):
@@ -23,6 +29,10 @@ def damage(path, how):
     if path.is_dir() and how in ("empty", "cut", "flipped", "other type"):
         path = max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = path.read_bytes() if path.is_file() else b""
+    if how == "a link elsewhere" and path.exists():  # somebody made room on a disk
+        path.rename(path.with_name("moved"))
+        path.symlink_to(path.with_name("moved"))
+        return
     store.discard(path)
     if how == "a folder":
         path.mkdir()
@@ -175,7 +185,11 @@ def prepared(photographs, cache):
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_prepared_set_that_is_not_whole_is_named(prepared, how):
     spec, path = prepared
+    before = store.checksum(tasks.load(spec))
     damage(path, how)
+    if how == "a link elsewhere":
+        assert store.checksum(tasks.load(spec)) == before
+        return
     with pytest.raises((ValueError, OSError), match=spec.name.partition("@")[0]):
         tasks.load(spec)
 
@@ -204,7 +218,12 @@ def test_a_commit_that_was_changed_is_seen(whole):
 def test_named_weights_that_are_not_whole_are_named(cache, tmp_path, how):
     torch.save(models.build("cbr_tiny", outputs=2).state_dict(), tmp_path / "weights.pth")
     name = weights.import_weights("cbr_tiny", tmp_path / "weights.pth")
+    before = weights.named_weights(name)
     damage(store.weights_file(name), how)
+    if how == "a link elsewhere":
+        after = weights.named_weights(name)
+        assert all(torch.equal(after[tensor], before[tensor]) for tensor in before)
+        return
     with pytest.raises((ValueError, OSError), match="imagenet"):
         weights.named_weights(name)
 
@@ -234,3 +253,134 @@ def test_a_run_whose_file_says_nothing_counts_as_missing_for_whoever_asks(whole,
     assert store.read(run.key) is None and not store.complete(run.key)
     assert set(kept.ls()["state"]) == {"missing"}
     assert is_same(run, result, weights)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_drawn_images_that_are_not_whole_are_drawn_again(whole, how):
+    run, *_ = whole
+    before = store.checksum(tasks.load(run.data))
+    damage(tasks.drawn_path(run.data), how)
+    assert store.checksum(tasks.load(run.data)) == before
+    assert not dict(kept.verify())
+
+
+# --- a study ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """A study of two runs: its groups, records and collected results, and its page's stamp."""
+    place = tmp_path_factory.mktemp("study")
+    folder = place / "home" / "params" / "made_up"
+    folder.mkdir(parents=True)
+    knobs = {**KNOBS, "seeds": 1, "inits": ["random"]}
+    (folder / "common.yml").write_text(json.dumps(knobs))
+    (folder / "performance.yml").write_text('{"study": "made_up"}')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "HOME", place / "home")
+        patch.setenv("TRANSFUSION_CACHE", str(place / "cache"))
+        grouping.groups.cache_clear()
+        for name in grouping.groups("made_up"):
+            grouping.compute("made_up", name)
+        collect()
+        grouping.groups.cache_clear()
+    return place
+
+
+def collect():
+    found = studies.collect("performance", **params.knobs("made_up", "performance"))
+    return store.checksum(found.drop_vars("seconds", errors="ignore"))
+
+
+@pytest.fixture
+def study(computed, cache, monkeypatch):
+    shutil.copytree(computed / "cache", cache)
+    monkeypatch.setattr(store, "HOME", computed / "home")
+    grouping.groups.cache_clear()
+    yield cache
+    grouping.groups.cache_clear()
+
+
+OF_STUDY = (
+    "collected/made_up/performance.zarr",
+    "collected/made_up/performance.zarr/zarr.json",
+    "collected/made_up/manifest.csv",
+    "collected/made_up/.lock",
+    "results/made_up/zarr.json",
+    "results/made_up/*-*/zarr.json",
+    "results/made_up/*-*/c/0",
+    "results/made_up/task-*",
+    "groups/made_up/*.json",
+    "groups/made_up/*.log",
+)
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("name", OF_STUDY)
+def test_whatever_of_a_study_is_damaged_its_results_are_what_they_were(study, name, how):
+    expected = collect()
+    for path in sorted(study.glob(name))[:1] or [study / name.replace("*", "x")]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        damage(path, how)
+    for group in grouping.groups("made_up"):
+        if not grouping.is_done("made_up", group):
+            store.discard(grouping.done_file("made_up", group))
+            grouping.compute("made_up", group)
+        assert grouping.is_done("made_up", group)
+    assert collect() == expected
+    if dict(kept.verify()):  # what is collected did not need it
+        store.discard(study / "collected")
+        assert collect() == expected
+    assert not dict(kept.verify())
+    assert status.status("made_up").loc["all", "done"] == len(
+        params.specs("made_up", "performance")
+    )
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("name", ["performance.ipynb", "performance.json"])
+def test_a_page_that_is_not_whole_is_rendered_again(study, tmp_path, monkeypatch, name, how):
+    monkeypatch.setattr(render, "BUILD", tmp_path / "_build")
+    written = []
+
+    def rendered(notebook, parameters, target):
+        written.append(target)
+        with store.atomic(target) as temporary:
+            temporary.write_text("{}")
+
+    monkeypatch.setattr(render, "render", rendered)
+    render.chapter("made_up", "performance")
+    page = batch.Job("chapter", "performance", render.executed("made_up", "performance"))
+    assert batch._is_fresh("made_up", page)
+    damage(page.file.with_name(name), how)
+    if how == "a link elsewhere":
+        assert batch._is_fresh("made_up", page)
+        return
+    assert not batch._is_fresh("made_up", page)
+    batch._remove_stale("made_up", [page])
+    assert not page.file.exists() and not page.file.is_symlink()
+    render.chapter("made_up", "performance")
+    assert batch._is_fresh("made_up", page) and len(written) == 2
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("name", ["made_up.log", "made_up.lock"])
+def test_the_log_and_the_lock_of_a_study_may_be_anything(study, name, how):
+    with batch._alone("made_up"):
+        pass
+    path = study / "groups" / name
+    path.touch()
+    damage(path, how)
+    with batch._alone("made_up"), batch._log("made_up").open("a") as log:
+        log.write("goes on")
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_journal_of_a_dead_process_may_be_anything(cache, how):
+    path = cache / ".processes" / ("0" * 32)
+    path.parent.mkdir(parents=True)
+    path.write_text('"a.tmp"\n')
+    damage(path, how)
+    files.close_journal()
+    store.write_json(cache / "a.json", 1)
+    assert (cache / "a.json").read_text() == "1\n"

@@ -23,11 +23,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from filelock import FileLock
+
 HOME = Path(__file__).resolve().parents[2]  # the checkout
 T = TypeVar("T")
 # Seconds for which a reader tries again while what it reads is being replaced.
 PATIENCE = 30.0
 LEFT = re.compile(r"\.(.+)\.[0-9a-f]{32}(\.[0-9a-f]{8})?\.(tmp|old)")  # target, process
+
+
+def locked(path: Path) -> FileLock:
+    """A lock by this file; whatever else lies in its place, a link of a stranger's too, goes."""
+    clear(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path)
+
+
+def clear(path: Path) -> None:
+    """Remove a folder or link that lies where a file should."""
+    if path.is_symlink() or path.is_dir():
+        discard(path)
 
 
 class Damaged(ValueError):

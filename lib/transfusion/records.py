@@ -241,8 +241,7 @@ def append(folder: Path, record: xr.Dataset) -> bool:
     called = name(record)
     if is_whole(folder, called):
         return False
-    if not (folder / "zarr.json").exists():
-        store.write_json(folder / "zarr.json", GROUP)
+    require_group(folder)
     try:
         write_part(folder / called, [encoded(record)])
     except OSError:  # another process was first
@@ -250,6 +249,17 @@ def append(folder: Path, record: xr.Dataset) -> bool:
             raise
         return False
     return True
+
+
+def require_group(folder: Path) -> None:
+    """Let a folder say that it is a zarr group."""
+    told = folder / "zarr.json"
+    try:
+        said = json.loads(told.read_bytes())
+    except (OSError, ValueError):
+        said = None
+    if said != GROUP:
+        store.write_json(told, GROUP)
 
 
 def is_whole(folder: Path, called: str) -> bool:
@@ -289,7 +299,8 @@ def _index(folder: Path, changed: int, number: int) -> dict[str, Place]:
 
 def parts(folder: Path) -> list[Path]:
     """Finished parts: a name that begins with a dot is one that is being written."""
-    return sorted(p for p in folder.glob("*") if p.is_dir() and p.name[0] != ".")
+    found = (p for p in folder.glob("*") if p.is_dir() and p.name[0] != ".")
+    return sorted(p for p in found if p.name != "zarr.json")  # something else than the group's
 
 
 def claimed(part: Path) -> int:
@@ -319,7 +330,10 @@ def verify(part: Path) -> None:
     """Read and hash again all records of a part; raises store.Damaged."""
     found = headers(part)
     if len(found) < claimed(part):
-        raise store.Damaged(f"{part}: what it says of its records is not what was written")
+        raise store.Damaged(
+            f"{part}: what it says of its records is not what was written; git may have it, else "
+            "delete it, and it is made of the cache or computed again"
+        )
     for header in found:
         payload(Place(part, header))
 

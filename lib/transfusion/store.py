@@ -318,8 +318,7 @@ def open(study: str, chapter: str) -> xr.Dataset:
 def save(study: str, chapter: str, dataset: xr.Dataset) -> None:
     """Keep collected results; the study's manifest follows."""
     path = results_path(study, chapter)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / ".lock"):
+    with files.locked(path.parent / ".lock"):
         write_zarr(dataset, path)
     keep_manifest(study)
 
@@ -328,7 +327,7 @@ def keep_manifest(study: str) -> None:
     """Let a study's manifest have a line for each run of each chapter that is collected: derived
     from these, so that whoever calls this after a kill mends it."""
     folder = root() / "collected" / study
-    with FileLock(folder / ".lock"):
+    with files.locked(folder / ".lock"):
         expected, path = _manifest(folder), folder / "manifest.csv"
         if not path.is_file() or path.read_text() != expected:
             with atomic(path) as temporary:

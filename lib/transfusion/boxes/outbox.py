@@ -82,8 +82,7 @@ def _place(out: Path, new: Encoded, parts: list[Path]) -> None:
     for part in parts:
         kept = _whole(part)
         if _size(kept) + _bytes(new) < LARGEST:
-            if not (out / "zarr.json").exists():
-                store.write_json(out / "zarr.json", records.GROUP)
+            records.require_group(out)
             records.write_part(part, [*kept, new])
             return
     raise Full(f"{out} holds as much as may come back: merge it, pack again, go on with that box")

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
-from transfusion import config, machine, store
+from transfusion import config, files, machine, store
 from transfusion.experiments import plan
 from transfusion.studies import grouping, params, render, schedule
 
@@ -130,7 +130,7 @@ def _remove_stale(study: str, wanted: list[Job]) -> None:
     """Files that are not what they should be: Snakemake sees no more than whether they exist."""
     for job in wanted:
         if not _is_fresh(study, job):
-            job.file.unlink(missing_ok=True)
+            store.discard(job.file)
 
 
 def _is_fresh(study: str, job: Job) -> bool:
@@ -146,6 +146,8 @@ def _alone(study: str) -> Iterator[int]:
     whoever gets it knows that nobody is at work, even after a kill -9.
     """
     path = _log(study).with_suffix(".lock")
+    for each in (path, _log(study)):
+        files.clear(each)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT)
     try:

@@ -78,7 +78,7 @@ def is_fresh(study: str, chapter: str) -> bool:
         whole = kept["page"] == store.checksum(page)
         expected = _stamp(study, chapter, parameters, _source(chapter, parameters))
         return whole and kept["stamp"] == expected
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # absent, cut, or something else
+    except (OSError, ValueError, KeyError, TypeError):  # absent, a folder, cut, something else
         return False
 
 
