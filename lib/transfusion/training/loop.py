@@ -33,6 +33,9 @@ from transfusion.training import devices, graphs
 # and ResNet-50, 64 px); at 224 px the largest map of 256 takes 0.8 GB in ResNet-50. A worker that
 # ran out of memory starts again with fewer.
 EVALUATION_BATCH = int(os.environ.get("TRANSFUSION_EVALUATION_BATCH", 256))
+# And their pixels: at 587 px the first block of CBR-Tiny takes 0.05 GB an image. Up to 112 px
+# all of a batch pass.
+EVALUATION_PIXELS = 256 * 112**2
 RESUME_ANYWAY = "TRANSFUSION_RESUME_ANYWAY"  # the variable that also processes below hear of
 SHIFT = 1 / 8  # of an image's side: the four of 32 pixels that are usual with small images
 Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and target
@@ -227,8 +230,9 @@ def predict(net: nn.Module, images: xr.Dataset, precision: str) -> Tensor:
 
 
 def batches(images: xr.Dataset, size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
-    """Images in order, (size, 3, H, W) uint8 on the device."""
-    return map(_sent, tasks.batches(images, size))
+    """Images in order, (at most size, 3, H, W) uint8 on the device; fewer where they are large."""
+    most = max(1, EVALUATION_PIXELS // (images.sizes["y"] * images.sizes["x"]))
+    return map(_sent, tasks.batches(images, min(size, most)))
 
 
 def batch(images: xr.Dataset, rows: slice | np.ndarray) -> Tensor:
