@@ -1,4 +1,4 @@
-"""This machine: its GPUs and who holds them, threads, and the precision that it is fast at."""
+"""This machine: its GPUs and who holds them, threads, memory, and what precision it is fast at."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -46,6 +47,28 @@ def one_thread() -> None:
     # Memory once had is kept: each step asks for the same again, and fresh pages cost 3 to 7 %.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 30))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 34))
+
+
+def memory() -> int:
+    """Bytes that may be taken without pushing others out, at most what a job was granted; where
+    nothing says what is free, all there are."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        told = dict(line.split(":") for line in lines)
+        free = 1024 * int(told["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([free, *_granted()])
+
+
+def _granted() -> Iterator[int]:
+    """The limits of this process's control groups, as Slurm and containers set them."""
+    with contextlib.suppress(OSError):
+        group = Path("/proc/self/cgroup").read_text().rpartition("::/")[2].strip()
+        folder = Path("/sys/fs/cgroup", group)
+        for place in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):  # none, or "max"
+                yield int((place / "memory.max").read_text())
 
 
 def precision() -> config.Native:

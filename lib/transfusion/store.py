@@ -11,8 +11,8 @@ import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from transfusion.files import (  # noqa: F401
 LIBRARY = Path(__file__).resolve().parent
 LAYOUT = "result/2"
 SEAL = "attrs_sha256"  # the attribute with the checksum of the others
+REST = "rest_sha256"  # that with the checksum of all but what may stay on disk
+PIECE = 1 << 21  # bytes that are hashed at once, of values that may lie on disk
 
 
 def run_folder(key: str) -> Path:
@@ -52,34 +54,56 @@ def weights_file(name: str) -> Path:
 
 
 def write_zarr(dataset: xr.Dataset, path: Path) -> None:
-    """Write a Dataset as zarr, atomically, with the checksums of its values and of its attrs.
+    """Write a Dataset as zarr, atomically, with the checksums of its values and of its attrs."""
+    with atomic(path) as temporary:
+        to_zarr(dataset, temporary)
+
+
+def to_zarr(dataset: xr.Dataset, path: Path, there: Collection[str] = ()) -> None:
+    """Write a Dataset and its checksums into a folder that the caller puts in its place, all but
+    the variables that are `there` already.
 
     Strings become objects and nothing is consolidated: zarr 3 warns about the other forms.
     """
     plain = dataset.drop_encoding().assign_attrs(sha256=checksum(dataset))
+    if there:
+        plain.attrs[REST] = checksum(dataset.drop_vars(there))
     plain.attrs[SEAL] = _attrs_checksum(plain)
+    plain = plain.drop_vars(there)
     for name, values in plain.variables.items():
         if values.dtype.kind == "U":
             plain[name] = plain[name].astype(object)
-    with atomic(path) as temporary:
-        plain.to_zarr(temporary, mode="w", consolidated=False)
+    plain.to_zarr(path, mode="a", consolidated=False)
 
 
-def read_zarr(path: Path) -> xr.Dataset:
-    """Read a Dataset into memory; raises FileNotFoundError, or Damaged (zarr reads holes as 0)."""
-    return files.steadily(path, _read_zarr)
+def read_zarr(
+    path: Path, given: Mapping[str, xr.Variable] | None = None, *, trusted: bool = False
+) -> xr.Dataset:
+    """Read a Dataset into memory; raises FileNotFoundError, or Damaged (zarr reads holes as 0).
+
+    Variables that are `given`, having been read by the caller, take the place of those on disk,
+    and are hashed as all others unless they are `trusted`.
+    """
+    return files.steadily(path, partial(_read_zarr, given=given or {}, trusted=trusted))
 
 
-def _read_zarr(path: Path) -> xr.Dataset:
-    try:
-        with xr.open_zarr(path, consolidated=False, chunks=None) as stored:
-            dataset = stored.load()
-    except Exception as error:  # a truncated store fails in as many ways as it has files
-        raise Damaged(f"{path} cannot be read ({error}); delete it") from error
+def _read_zarr(path: Path, given: Mapping[str, xr.Variable], trusted: bool) -> xr.Dataset:
+    dataset = _loaded(path, given)
     _check_attrs(dataset, path)
-    if dataset.attrs.pop("sha256", None) != checksum(dataset):
+    expected = {name: dataset.attrs.pop(name, None) for name in ("sha256", REST)}
+    found = checksum(dataset.drop_vars(given) if trusted else dataset)
+    if found != expected[REST if trusted else "sha256"]:
         raise Damaged(f"{path}: values differ from those written; delete it")
     return _plain_strings(dataset)
+
+
+def _loaded(path: Path, given: Mapping[str, xr.Variable]) -> xr.Dataset:
+    how: dict[str, Any] = {"consolidated": False, "chunks": None, "drop_variables": list(given)}
+    try:
+        with xr.open_zarr(path, **how) as stored:
+            return stored.load().assign(given)
+    except Exception as error:  # a truncated store fails in as many ways as it has files
+        raise Damaged(f"{path} cannot be read ({error}); delete it") from error
 
 
 def read_attrs(path: Path) -> dict[str, Any]:
@@ -91,7 +115,7 @@ def _read_attrs(path: Path) -> dict[str, Any]:
     try:
         with xr.open_zarr(path, consolidated=False, chunks=None) as stored:
             _check_attrs(stored, path)
-            return {name: value for name, value in stored.attrs.items() if name != "sha256"}
+            return {n: value for n, value in stored.attrs.items() if n not in ("sha256", REST)}
     except Damaged:
         raise
     except Exception as error:
@@ -125,20 +149,35 @@ def _plain_strings(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def checksum(values: xr.Dataset | Path) -> str:
-    """sha256 of a file, or of a Dataset's names, dims, types and values."""
+    """sha256 of a file, or of a Dataset's names, dims, types and values; without a copy of them."""
     if isinstance(values, Path):
-        return hashlib.sha256(values.read_bytes()).hexdigest()
+        with values.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
     for name, variable in sorted(values.variables.items(), key=lambda item: str(item[0])):
         digest.update(f"{name} {variable.dims} {variable.shape} ".encode())
-        digest.update(_content(variable.values))
+        for part in _content(variable):
+            digest.update(part)
     return digest.hexdigest()
 
 
-def _content(values: np.ndarray) -> bytes:
-    if values.dtype.kind in "OUT":  # strings, however zarr gives them back
-        return json.dumps([str(value) for value in values.ravel()]).encode()
-    return str(values.dtype).encode() + np.ascontiguousarray(values).tobytes()
+def _content(variable: xr.Variable) -> Iterator[bytes | memoryview]:
+    if variable.dtype.kind in "OUT":  # strings, however zarr gives them back
+        yield json.dumps([str(value) for value in variable.values.ravel()]).encode()
+        return
+    yield str(variable.dtype).encode()
+    for values in _pieces(variable):
+        yield np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
+def _pieces(variable: xr.Variable) -> Iterator[np.ndarray]:
+    """Its values in their order, some at a time: they may lie on disk, and exceed the memory."""
+    if variable.ndim == 0:
+        yield variable.values
+        return
+    step = max(1, PIECE * len(variable) // max(1, variable.nbytes))
+    for start in range(0, len(variable), step):
+        yield variable[start : start + step].values
 
 
 # --- results by key --------------------------------------------------------------------------

@@ -323,7 +323,7 @@ def test_what_was_prepared_before_keeps_its_name(cache, tmp_path):
         path.write_bytes(row[0].encode() + b" stands for an image")
     from unittest import mock
 
-    with mock.patch.object(ingest, "_decode", return_value=np.zeros((24, 3, 16, 16), np.uint8)):
+    with mock.patch.object(ingest, "_decoded", return_value=np.zeros((24, 3, 16, 16), np.uint8)):
         name = ingest.ingest("mine", size=16, folder=table(tmp_path / "in", rows))
     assert tasks.load(config.Data(name=name, size=16)).sizes["image"] == 24
     assert name == "mine@f85226f6f881"

@@ -98,7 +98,7 @@ def pack_images(images: xr.Dataset, path: Path, lossy: int | None = None) -> Non
         return file.getvalue()
 
     with ThreadPoolExecutor() as pool:
-        pictures = list(pool.map(picture, images["pixels"].values))
+        pictures = [file for part in tasks.batches(images) for file in pool.map(picture, part)]
     attrs = {n: v for n, v in images.attrs.items() if n != "sha256"}
     attrs |= {"lossy": lossy} if lossy else {}
     columns: dict[str, Any] = {n: images[n].values for n in ("target", "patient", "split")}

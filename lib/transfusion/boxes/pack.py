@@ -12,7 +12,7 @@ from typing import NamedTuple
 from transfusion import config, records, store
 from transfusion.boxes import box
 from transfusion.experiments import plan
-from transfusion.images import tasks
+from transfusion.images import stored, tasks
 from transfusion.studies import grouping, params, schedule
 
 # Operations a second, to say beforehand how long a box takes. A core with AMX
@@ -168,7 +168,7 @@ def _only_of_source(name: str, spec: config.Spec, pretrained: list[str]) -> bool
 
 def _images(spec: config.Data, lossy: int | None) -> Callable[[Path], None]:
     whole = tasks.prepared_path(spec.name, spec.size)
-    return lambda path: box.pack_images(store.read_zarr(whole), path, lossy)
+    return lambda path: box.pack_images(stored.read(whole), path, lossy)
 
 
 def _weights(name: str) -> Callable[[Path], None]:

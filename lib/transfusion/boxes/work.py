@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from transfusion import config, machine, records, store
 from transfusion.boxes import box, outbox
 from transfusion.boxes.crew import Crew, assign, listen, more_workers, progress
-from transfusion.images import tasks
+from transfusion.images import stored, tasks
 from transfusion.studies import schedule
 from transfusion.studies.schedule import Task
 
@@ -227,7 +227,9 @@ def _unpacked(spec: config.Data, place: Path) -> bool:
         return tasks.drawn_path(spec).exists()
     path, packed = tasks.prepared_path(spec.name, spec.size), place / box.packed_images(spec)
     if not path.exists():
-        store.write_zarr(box.unpack_images(packed), path)
+        images = box.unpack_images(packed)
+        pixels, rest = images["pixels"].values, images.drop_vars("pixels")
+        stored.write(path, iter(pixels), pixels.shape, lambda: rest)
     return True
 
 

@@ -66,11 +66,10 @@ NONE = config.Optim(steps=1)  # where a run is asked for, and none is trained
 
 def _features(spec: config.Baseline, images: xr.Dataset) -> np.ndarray:
     """(image, feature) float32."""
-    if spec.features == "statistics":
-        return statistics(images["pixels"].values)
-    if spec.features == "thumbnail":
-        return thumbnails(images["pixels"].values)
-    return frozen(spec, images)
+    if spec.features == "frozen":
+        return frozen(spec, images)
+    simple = {"statistics": statistics, "thumbnail": thumbnails}[spec.features]
+    return np.concatenate([simple(pixels) for pixels in tasks.batches(images)])
 
 
 def statistics(pixels: np.ndarray) -> np.ndarray:

@@ -9,20 +9,24 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from PIL import Image, ImageOps
 
-from transfusion import config, store
-from transfusion.images import folds, layouts, tasks
+from transfusion import config
+from transfusion.images import folds, layouts, stored, tasks
 
-STRETCH = 64  # images a thread takes at a time: few, so that all threads end together
+T = TypeVar("T")
+STRETCH = 16  # images a thread takes at a time: few, as some stretches are held
 TOO_DEEP = "more than 8 bits a channel"
 MISSING = b"missing"  # in place of a checksum
 
@@ -41,7 +45,7 @@ def prepare(name: str, *, size: int, n: int | None = None, seed: int = 0, **opti
         counts = dict(train=n - valid - test, valid=valid, test=test)
         return tasks.load(config.Data(name=name, size=size, seed=seed, **counts))
     full = ingest(name, size=size, seed=seed, **options)
-    found = store.read_zarr(tasks.prepared_path(full, size))
+    found = stored.read(tasks.prepared_path(full, size))
     if n is None:
         return found
     if n > found.sizes["image"]:
@@ -101,7 +105,7 @@ def ingest(
     full = f"{name}@{hashlib.sha256(head.encode() + b''.join(sums)).hexdigest()[:12]}"
     path = tasks.prepared_path(full, size)
     if not path.exists():
-        store.write_zarr(_decoded(found, full, size, tolerance, problems), path)
+        _write(path, found, full, size, tolerance, problems)
     return full
 
 
@@ -203,17 +207,15 @@ def _called(found: layouts.Collection, i: int) -> str:
 
 def _sums(found: layouts.Collection, problems: dict[int, str]) -> list[bytes]:
     """Of each image its sha256; unreadable files join `problems`."""
-    sums = [MISSING] * len(found.images)
 
-    def one(i: int) -> None:
+    def one(i: int) -> bytes:
         try:
-            if i not in problems:
-                sums[i] = hashlib.sha256(_content(found.images[i])).digest()
+            return MISSING if i in problems else hashlib.sha256(_content(found.images[i])).digest()
         except OSError as error:
             problems[i] = error.strerror or "unreadable"
+            return MISSING
 
-    _each(one, len(sums), "read")
-    return sums
+    return list(_each(one, len(found.images), "read"))
 
 
 def _identical(found: layouts.Collection, sums: list[bytes]) -> list[str]:
@@ -249,42 +251,51 @@ def _content(image: Path | np.ndarray) -> bytes:
     return image.read_bytes() if isinstance(image, Path) else image.tobytes()
 
 
+def _write(
+    path: Path,
+    found: layouts.Collection,
+    full: str,
+    size: int,
+    tolerance: float,
+    problems: dict[int, str],
+) -> None:
+    """Decode and write, holding few images; what cannot be decoded joins `problems`."""
+
+    def rest() -> xr.Dataset:
+        _judge(problems, found, tolerance)
+        names = found.table["image"].to_numpy()
+        skipped = [f"{names[i]}: {problems[i]}" for i in sorted(problems)] + found.left_out
+        table = found.table[[i not in problems for i in range(len(names))]]
+        target = table.iloc[:, 1:-2].to_numpy(np.int16)
+        return tasks.labels(
+            target if found.attrs["task"] == "findings" else target[:, 0],
+            table.iloc[:, -2],
+            table["split"],
+            {"name": full, "skipped": skipped, "told": found.told, **found.attrs},
+        )
+
+    shape = (len(found.images), 3, size, size)
+    stored.write(path, _decoded(found.images, size, problems), shape, rest)
+
+
 def _decoded(
-    found: layouts.Collection, full: str, size: int, tolerance: float, problems: dict[int, str]
-) -> xr.Dataset:
-    pixels = _decode(found.images, size, problems)
-    _judge(problems, found, tolerance)
-    names = found.table["image"].to_numpy()
-    skipped = [f"{names[i]}: {problems[i]}" for i in sorted(problems)] + found.left_out
-    keep = np.array([i not in problems for i in range(len(pixels))])
-    table = found.table[keep]
-    target = table.iloc[:, 1:-2].to_numpy(np.int16)
-    return tasks.dataset(
-        pixels[keep] if problems else pixels,
-        target if found.attrs["task"] == "findings" else target[:, 0],
-        table.iloc[:, -2],
-        table["split"],
-        {"name": full, "skipped": skipped, "told": found.told, **found.attrs},
-    )
+    images: Sequence[Path | np.ndarray], size: int, problems: dict[int, str]
+) -> Iterator[np.ndarray]:
+    """RGB pixels (3, size, size) uint8 of each image but those that join `problems`."""
 
-
-def _decode(images: Sequence[Path | np.ndarray], size: int, problems: dict[int, str]) -> np.ndarray:
-    """RGB pixels (image, 3, size, size) uint8; what cannot be decoded joins `problems`."""
-    pixels = np.zeros((len(images), 3, size, size), np.uint8)
-
-    def one(i: int) -> None:
+    def one(i: int) -> np.ndarray | None:
         try:
             if i not in problems:
                 with _open(images[i]) as image:
-                    pixels[i] = _square(image, size)
+                    return _square(image, size)
         except Image.DecompressionBombError:
             problems[i] = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels: make it smaller"
         except (OSError, ValueError, SyntaxError) as error:
             deep = str(error) == TOO_DEEP
             problems[i] = TOO_DEEP if deep else "truncated or not an image"
+        return None
 
-    _each(one, len(images), "decode")
-    return pixels
+    return (found for found in _each(one, len(images), "decode") if found is not None)
 
 
 def _open(image: Path | np.ndarray) -> Image.Image:
@@ -312,19 +323,23 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode[0] in "IF" or any(";16" in mode or ";32" in mode for mode in stored)
 
 
-def _each(work: Callable[[int], None], count: int, what: str) -> None:
-    """`work` on every number below `count`, in threads: reading and decoding leave the GIL."""
+def _each(work: Callable[[int], T], count: int, what: str) -> Iterator[T]:
+    """What `work` gives for every number below `count`, in order; in threads, as reading and
+    decoding leave the GIL, which are a few stretches ahead of whoever takes it and no further."""
     from tqdm import tqdm  # not in a box, which loads this module, too
 
-    def stretch(start: int) -> int:
-        numbers = range(start, min(start + STRETCH, count))
-        for i in numbers:
-            work(i)
-        return len(numbers)
+    def stretch(start: int) -> list[T]:
+        return [work(i) for i in range(start, min(start + STRETCH, count))]
 
+    workers = os.cpu_count() or 1
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(workers) as pool,
         tqdm(total=count, desc=what, unit="image", disable=None) as bar,
     ):
-        for done in pool.map(stretch, range(0, count, STRETCH)):
-            bar.update(done)
+        begun = (pool.submit(stretch, start) for start in range(0, count, STRETCH))
+        ahead = deque(islice(begun, 2 * workers))
+        while ahead:
+            done = ahead.popleft().result()
+            ahead.extend(islice(begun, 1))
+            yield from done
+            bar.update(len(done))

@@ -1,4 +1,4 @@
-"""Images of a task as one Dataset: image, target, patient, split; decoded once, uint8.
+"""Images of a task as one Dataset: pixels, target, patient, split; decoded once, uint8.
 
 Drawn sets are made from a seed. Photographs and films are read once from the form in which people
 download them (`ingest`), and are from then on called `name@digest`, the digest being that of
@@ -7,15 +7,17 @@ their content.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from filelock import FileLock
+from numpy.typing import ArrayLike
 
 from transfusion import config, store
-from transfusion.images import folds
+from transfusion.images import folds, stored
 from transfusion.images.drawn import canvas, films, objects, retinas
 
 FOLD = 1000  # seeds between two folds of a drawn set: more than anybody repeats
@@ -31,16 +33,15 @@ def load(spec: config.Data) -> xr.Dataset:
 
     Returns a Dataset of pixels (image, channel, y, x) uint8; target int16, grades or classes
     (image,) or findings (image, finding) 0/1, -1 where uncertain; patient (image,); split (image,)
-    one of SPLITS; attrs task, outputs.
+    one of SPLITS; attrs task, outputs. Pixels are indexed lazily, and stay on disk where they
+    would take too much memory (`stored.read`); `pixels` reads some.
     Raises ValueError for an unknown or unprepared data set, patients in two splits, or too few for
     the folds.
     """
     check(spec)
     if spec.name in SYNTHETIC:
-        return _cached(drawn_path(spec), lambda: _generate(spec))
-    return folds.subset(
-        folds.dealt(store.read_zarr(prepared_path(spec.name, spec.size)), spec), spec
-    )
+        return _drawn(spec)
+    return folds.subset(folds.dealt(stored.read(prepared_path(spec.name, spec.size)), spec), spec)
 
 
 def attrs(spec: config.Data) -> dict:
@@ -72,6 +73,20 @@ def check(spec: config.Data) -> None:
 
 def split_of(dataset: xr.Dataset, split: str) -> xr.Dataset:
     return dataset.isel(image=np.flatnonzero(dataset["split"].values == split))
+
+
+def pixels(dataset: xr.Dataset, rows: slice | np.ndarray) -> np.ndarray:
+    """Of some images by number, (N, 3, size, size) uint8; those on disk are read now.
+
+    Raises store.Damaged where they are not what was written.
+    """
+    return dataset.variables["pixels"][rows].values
+
+
+def batches(dataset: xr.Dataset, size: int = 64) -> Iterator[np.ndarray]:
+    """The pixels of all images in order, `size` at a time: 64 of 587 px are 0.3 GB as floats."""
+    for start in range(0, dataset.sizes["image"], size):
+        yield pixels(dataset, slice(start, start + size))
 
 
 def examples(name: str, *, size: int, columns: int, seed: int = 0) -> np.ndarray:
@@ -115,38 +130,55 @@ def drawn_path(spec: config.Data) -> Path:
     return store.root() / "datasets" / "synthetic" / f"{spec.key}.zarr"
 
 
-def _cached(path: Path, make) -> xr.Dataset:
-    """The Dataset at `path`, made and kept if it is missing or damaged."""
+def _drawn(spec: config.Data) -> xr.Dataset:
+    """A synthetic set, drawn and kept if it is missing or damaged."""
+    path = drawn_path(spec)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         try:
-            return store.read_zarr(path)
+            return stored.read(path)
         except (FileNotFoundError, store.Damaged):
-            dataset = make()
-            store.write_zarr(dataset, path)
-            return dataset
+            _draw(spec, path)
+            return stored.read(path)
 
 
-def _generate(spec: config.Data) -> xr.Dataset:
+def _draw(spec: config.Data, path: Path) -> None:
     """Splits come from seeds of their own, so the test images stay when the others change."""
     make, attrs = SYNTHETIC[spec.name]
-    parts = []
-    for number, split in enumerate(folds.SPLITS):
-        seed = 3 * (spec.seed + FOLD * spec.fold) + number
-        image, target, patient = make(getattr(spec, split), spec.size, seed)
-        parts.append(dataset(image, target, patient, np.full(len(image), split), attrs))
-        parts[-1]["patient"] = parts[-1]["patient"].astype(str).str.cat(f"-{split}")
-    return xr.concat(parts, "image")
+    parts: list[xr.Dataset] = []
+
+    def images() -> Iterator[np.ndarray]:
+        for number, split in enumerate(folds.SPLITS):
+            seed = 3 * (spec.seed + FOLD * spec.fold) + number
+            image, target, patient = make(getattr(spec, split), spec.size, seed)
+            names = np.char.add(patient.astype(str), f"-{split}")
+            parts.append(labels(target, names, np.full(len(image), split), attrs))
+            yield from image
+
+    count = sum(getattr(spec, split) for split in folds.SPLITS)
+    shape = (count, 3, spec.size, spec.size)
+    stored.write(path, images(), shape, lambda: xr.concat(parts, "image"))
 
 
-def dataset(image, target, patient, split, attrs) -> xr.Dataset:
+def labels(
+    target: ArrayLike, patient: ArrayLike, split: ArrayLike, attrs: dict[str, Any]
+) -> xr.Dataset:
+    """All of a task but its pixels."""
     dims = ("image",) if np.ndim(target) == 1 else ("image", "finding")
     variables = {
-        "image": (("image", "channel", "y", "x"), image),
         "target": (dims, np.asarray(target, dtype=np.int16)),
         "patient": ("image", np.asarray(patient).astype(str)),
         "split": ("image", np.asarray(split).astype(str)),
     }
-    # A variable named like its dimension would become an index of pixels.
-    variables["pixels"] = variables.pop("image")
     return xr.Dataset(variables, attrs=attrs)
+
+
+def dataset(
+    pixels: np.ndarray,
+    target: ArrayLike,
+    patient: ArrayLike,
+    split: ArrayLike,
+    attrs: dict[str, Any],
+) -> xr.Dataset:
+    """A task made of arrays, pixels (image, channel, y, x)."""
+    return labels(target, patient, split, attrs).assign(pixels=(stored.DIMS, pixels))

@@ -112,17 +112,16 @@ def moments(
     neighbours. A run killed after a `checkpoint` goes on from there, to the same bits on a CPU.
     Raises ValueError for fewer than 2 images, and for networks with different blocks.
     """
-    pixels = images["pixels"].values
-    order = np.random.default_rng(seed).permutation(len(pixels))
+    count = len(images.image)
+    order = np.random.default_rng(seed).permutation(count)
 
     def read(rows: slice) -> Iterator[dict[str, Tensor]]:
-        batch = torch.from_numpy(pixels[order[rows]])
-        batch = batch.to(loop.device(), memory_format=torch.channels_last)
+        batch = loop.batch(images, order[rows])
         with torch.no_grad():
             for net in nets:
                 yield net(models.normalise(batch, net.net))
 
-    return _moments(read, len(pixels), positions, neurons, seed, across, checkpoint)
+    return _moments(read, count, positions, neurons, seed, across, checkpoint)
 
 
 def stored_moments(

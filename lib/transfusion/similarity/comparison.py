@@ -109,8 +109,7 @@ def calibrate(net: nn.Module, images: xr.Dataset) -> nn.Module:
         norm.train()
     with torch.no_grad():
         for rows in activations.even(len(images.image), activations.BATCH):
-            pixels = torch.from_numpy(images.pixels.values[rows]).to(loop.device())
-            net(models.normalise(pixels.contiguous(memory_format=torch.channels_last), net))
+            net(models.normalise(loop.batch(images, rows), net))
     return net.eval()
 
 

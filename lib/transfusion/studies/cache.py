@@ -11,6 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from transfusion import records, store
+from transfusion.images import stored
 from transfusion.studies import grouping, params
 
 
@@ -63,9 +64,10 @@ def _damaged() -> Iterator[tuple[str, str]]:
     root = store.root()
     ended = [f for f in _folders() if store.state(f.name) in ("done", "failed")]
     checks: list[tuple[Path, Callable]] = [(f, partial(store.verify, f.name)) for f in ended]
-    stores = ("collected/*/*.zarr", "datasets/*/*.zarr")
-    for path in sorted(path for pattern in stores for path in root.glob(pattern)):
+    for path in sorted(root.glob("collected/*/*.zarr")):
         checks.append((path, partial(store.read_zarr, path)))
+    for path in sorted(root.glob("datasets/*/*.zarr")):
+        checks.append((path, partial(stored.verify, path)))
     for part in sorted(p for folder in root.glob("results/*") for p in records.parts(folder)):
         checks.append((part, partial(records.verify, part)))
     for path in sorted(root.glob("collected/*/manifest.csv")):

@@ -33,10 +33,15 @@ from transfusion.training import devices, graphs
 # and ResNet-50, 64 px); at 224 px the largest map of 256 takes 0.8 GB in ResNet-50. A worker that
 # ran out of memory starts again with fewer.
 EVALUATION_BATCH = int(os.environ.get("TRANSFUSION_EVALUATION_BATCH", 256))
+# And their pixels: at 587 px the first block of CBR-Tiny takes 0.05 GB an image. Up to 112 px
+# all of a batch pass.
+EVALUATION_PIXELS = 256 * 112**2
 RESUME_ANYWAY = "TRANSFUSION_RESUME_ANYWAY"  # the variable that also processes below hear of
 SHIFT = 1 / 8  # of an image's side: the four of 32 pixels that are usual with small images
 Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and target
 Tell = Callable[[int, float], bool]  # hears step and seconds, and says whether to go on
+# Of a GPU's free memory, what images may take that lie there while it trains.
+RESIDENT = 1 / 2
 log = logging.getLogger(__name__)
 
 
@@ -114,23 +119,24 @@ def train(
 
     Raises NotFinite, or Stopped where `tell` wants no more of it.
     """
-    pixels, target = _on_device(tasks.split_of(images, "train"))
-    valid = tasks.split_of(images, "valid")
+    learn, valid = tasks.split_of(images, "train"), tasks.split_of(images, "valid")
+    count, target = len(learn.image), torch.from_numpy(learn["target"].values).long().to(device())
+    numbered, at = _numbered(learn)
     evaluate_at = _evaluation_steps(run.optim)
     loss_of, losses = LOSSES[images.attrs["task"]], []
 
     def take(rows: Tensor) -> Tensor:
-        batch = augment(pixels[rows], run.optim.augmentation)
+        batch = augment(numbered(rows), run.optim.augmentation)
         return update(net, adam, batch, target[rows], loss_of, precision)
 
     start = saved = time.perf_counter()
     net.train()
-    first = _rows(run, len(pixels), progress.step).to(pixels.device)
+    first = _rows(run, count, progress.step).to(at)
     _set_lr(adam, learning_rate(run.optim, progress.step))  # the full rate would tear losses apart
     step_on, stepped = graphs.faster(take, first, lambda: _changing(net, adam))
     for step in range(progress.step, run.optim.steps):
         torch.manual_seed(_step_seed(run, step))
-        rows = _rows(run, len(pixels), step).to(pixels.device, non_blocking=True)
+        rows = _rows(run, count, step).to(at, non_blocking=True)
         _set_lr(adam, learning_rate(run.optim, step))
         losses.append(step_on(rows))
         progress.step = step + 1
@@ -224,10 +230,18 @@ def predict(net: nn.Module, images: xr.Dataset, precision: str) -> Tensor:
 
 
 def batches(images: xr.Dataset, size: int = EVALUATION_BATCH) -> Iterator[Tensor]:
-    """Images in order, (size, 3, H, W) uint8 on the device."""
-    pixels = torch.from_numpy(images["pixels"].values)
-    for part in pixels.split(size):
-        yield part.to(device(), memory_format=torch.channels_last)
+    """Images in order, (at most size, 3, H, W) uint8 on the device; fewer where they are large."""
+    most = max(1, EVALUATION_PIXELS // (images.sizes["y"] * images.sizes["x"]))
+    return map(_sent, tasks.batches(images, min(size, most)))
+
+
+def batch(images: xr.Dataset, rows: slice | np.ndarray) -> Tensor:
+    """Images by number, (N, 3, H, W) uint8 on the device."""
+    return _sent(tasks.pixels(images, rows))
+
+
+def _sent(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels).to(device(), memory_format=torch.channels_last)
 
 
 def augment(pixels: Tensor, how: config.Augmentation) -> Tensor:
@@ -278,10 +292,24 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def _on_device(images: xr.Dataset) -> tuple[Tensor, Tensor]:
-    pixels = torch.from_numpy(images["pixels"].values)
-    target = torch.from_numpy(images["target"].values).long()
-    return pixels.to(device(), memory_format=torch.channels_last), target.to(device())
+def _numbered(images: xr.Dataset) -> tuple[Callable[[Tensor], Tensor], torch.device]:
+    """What makes of row numbers a batch on the device, and where it wants them: a GPU keeps all
+    images where they fit, or else is sent each batch, as a CPU is."""
+    on_gpu = device().type == "cuda"
+    if on_gpu and images["pixels"].nbytes < RESIDENT * torch.cuda.mem_get_info()[0]:
+        return _on_device(images).__getitem__, device()
+    return lambda rows: batch(images, rows.numpy()), torch.device("cpu")
+
+
+def _on_device(images: xr.Dataset) -> Tensor:
+    """All pixels, sent by and by, since on their way they are in memory again."""
+    shape = images["pixels"].shape
+    how: dict = {"dtype": torch.uint8, "memory_format": torch.channels_last}
+    whole, start = torch.empty(shape, device=device(), **how), 0
+    for part in batches(images):
+        whole[start : start + len(part)] = part
+        start += len(part)
+    return whole
 
 
 def _rows(run: config.Run, images: int, step: int) -> Tensor:
