@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(shell command -v uv)
 # No pre-compiling of every file of every package: what is imported is compiled then, and kept.
-INSTALLER := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/pip install --no-compile --disable-pip-version-check)
+INSTALLER := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/pip install --no-compile --disable-pip-version-check)
 INSTALL := $(INSTALLER) --quiet --constraint constraints.txt --editable
 STUDY ?= quick
 

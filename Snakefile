@@ -1,7 +1,6 @@
 # Groups of runs -> chapters of the book, from a laptop to a cluster (book/guide/cluster.md).
 # `transfusion run` calls this; so can you: snakemake --profile params/profiles/local -n
 import shlex
-import sys
 
 from transfusion import machine, store
 from transfusion.studies import grouping, params, render
@@ -10,7 +9,8 @@ machine.one_thread()
 STUDY = config.get("study", "quick")
 DONE = f"{store.root()}/groups/{{study}}/{{group}}.json"
 PAGE = f"{render.BUILD}/executed/{{study}}/{{chapter}}.ipynb"
-COMMAND = f"{shlex.quote(sys.executable)} -m transfusion"
+# `exec`, or a shell would be between this process and the one that is to end with it.
+COMMAND = f"exec {shlex.join(machine.bound('transfusion'))}"
 
 
 workdir: store.root()

@@ -8,7 +8,6 @@ and a few wheels are installed.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -112,18 +111,6 @@ def group(study, name, jobs) -> None:
     from transfusion.studies import grouping
 
     grouping.compute(study, *name, jobs=jobs)
-
-
-@_takes(_arg("spec", help="the run, as JSON"), _arg("checkpoint_seconds", type=float))
-def share(spec, checkpoint_seconds) -> None:
-    """take part in a run on several devices (for torchrun)"""
-    from transfusion import config
-    from transfusion.training import fit
-
-    run = config.load(json.loads(spec))
-    if not isinstance(run, config.Run):
-        raise ValueError(f"only a run can be shared by several devices, got {spec}")
-    fit.take_part(run, checkpoint_seconds)
 
 
 @_takes(

@@ -1,12 +1,21 @@
-"""This machine: its GPUs and who holds them, threads, memory, and what precision it is fast at."""
+"""This machine: its GPUs and who holds them, processes that end with whoever started them, threads,
+memory, and the precision that it is fast at."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
+import multiprocessing
 import os
-import tempfile
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -25,8 +34,8 @@ def lease_gpus(count: int = 1) -> None:
     """
     if gpus() <= count or "CUDA_VISIBLE_DEVICES" in os.environ:
         return
-    folder = Path(tempfile.gettempdir(), f"transfusion-gpus-{os.getuid()}")
-    folder.mkdir(exist_ok=True)
+    # A home may be that of many machines, whose GPUs have the same numbers.
+    folder = own(Path.home() / ".cache/transfusion" / f"gpus-{socket.gethostname()}")
     with FileLock(folder / "choice.lock"):  # two that wait for several would wait for each other
         for index in itertools.cycle(range(gpus())):
             with contextlib.suppress(Timeout):
@@ -39,6 +48,81 @@ def lease_gpus(count: int = 1) -> None:
 
 
 _leased: dict[int, FileLock] = {}  # a lock that nobody refers to would be released
+
+
+def own(folder: Path) -> Path:
+    """A folder, made if it is not there, in which nobody else can leave links or files.
+
+    Raises PermissionError where there is something else: another user's, or a link.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        whose = f"expected a folder of user {os.getuid()} alone"
+        raise PermissionError(f"{folder}: {whose}, got one of {found.st_uid}, or a link or file")
+    folder.chmod(0o700)
+    return folder
+
+
+PR_SET_PDEATHSIG = 1
+BOUND = """
+import runpy, sys
+from transfusion import machine
+machine.end_with(int(sys.argv.pop(1)))
+name = sys.argv.pop(1)
+if "/" in name:
+    runpy.run_path(name, run_name="__main__")
+else:
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+"""
+
+
+def bound(program: str, *arguments: str) -> list[str]:
+    """The command for a Python module (as `python -m`) or script, in a process that ends with this
+    one."""
+    return [sys.executable, "-c", BOUND, str(os.getpid()), program, *arguments]
+
+
+def end_with(parent: int) -> None:
+    """End this process as soon as the one that started it has ended, be it by kill -9.
+
+    Linux does so, when the very thread ends that started it; elsewhere a thread looks each second.
+    """
+    tied = sys.platform == "linux" and not ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was faster
+        os._exit(1)
+    if not tied:
+        threading.Thread(target=_look_after, args=(parent,), daemon=True).start()
+
+
+def _look_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def serve() -> None:
+    """Be a worker of the process that started this one: end with it, and leave Ctrl-C, of which all
+    hear, to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None and parent.pid is not None
+    end_with(parent.pid)
+
+
+@contextlib.contextmanager
+def workers(count: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes, one thread each, that end with this one; and at once, with whatever they
+    are at, where the block ends by an error, such as Ctrl-C."""
+    one_thread()
+    spawn = multiprocessing.get_context("spawn")  # a forked CUDA or OpenMP state is broken
+    with ProcessPoolExecutor(count, spawn, serve) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for process in [*pool._processes.values()]:
+                process.kill()
+            raise
 
 
 def one_thread() -> None:

@@ -184,12 +184,12 @@ def _pieces(variable: xr.Variable) -> Iterator[np.ndarray]:
 
 
 @contextlib.contextmanager
-def lease(key: str) -> Iterator[None]:
+def lease(key: str, name: str = "lock") -> Iterator[None]:
     """Hold a key, so that two processes never compute it at once; falls with the process."""
     provenance()  # of now
     identity()
     run_folder(key).mkdir(parents=True, exist_ok=True)
-    lock = run_folder(key) / "lock"
+    lock = run_folder(key) / name
     if lock.is_symlink() or lock.is_dir():
         discard(lock)
     with FileLock(lock):

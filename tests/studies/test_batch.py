@@ -37,8 +37,11 @@ class Place:
         }
 
     def start(self, *arguments):
+        return self.start_python("-m", "transfusion", *arguments)
+
+    def start_python(self, *arguments):
         return subprocess.Popen(
-            [sys.executable, "-m", "transfusion", *arguments],
+            [sys.executable, *arguments],
             cwd=self.project,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -287,3 +290,22 @@ def test_a_dry_run_tells_and_does_nothing(checkout):
     ended = checkout.call("run", "tiny", "--dry-run")
     assert ended.returncode == 0 and "performance" in ended.out + ended.err
     assert not checkout.done_files() and page.read_text() == "stale"
+
+
+WILD = 'a user\'s $(touch planted) `touch planted`; touch planted & "q" | #\n * project'
+
+
+@pytest.mark.slow
+def test_no_part_of_a_path_is_executed(tmp_path):
+    """By Snakemake, as where there are GPUs: dry, then for good."""
+    (tmp_path / WILD).mkdir()
+    checkout = Checkout(tmp_path / WILD)
+    checkout.write("performance", seeds=1)
+    for dry in (True, False):
+        code = "from transfusion import machine; from transfusion.studies import batch\n"
+        code += f"machine.gpus = lambda: 1; batch.run('tiny', dry_run={dry})"
+        process = checkout.start_python("-c", code)
+        out, err = process.communicate()
+        assert process.returncode == 0, out + err
+    assert checkout.page("tiny", "performance").exists()
+    assert not [*tmp_path.rglob("planted")]

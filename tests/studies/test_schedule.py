@@ -135,7 +135,7 @@ input()
 
 def test_each_job_has_a_gpu_of_its_own_until_it_ends(tmp_path):
     """Two GPUs: two jobs get one each; a third waits, and gets that of the first that is killed."""
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "HOME": str(tmp_path)}
     environment.pop("CUDA_VISIBLE_DEVICES", None)
     code = [sys.executable, "-c", LEASE]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -83,7 +83,7 @@ def kill_a_group():
     """End a job's process as the kernel does when memory runs out; returns its group."""
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
-        if command[1:4] == ["-m", "transfusion", "group"]:
+        if command[4:6] == ["transfusion", "group"]:
             process.send_signal(signal.SIGKILL)
             return command[-1]
     return None

@@ -1,8 +1,6 @@
 """Several processes train what one would."""
 
 import os
-import subprocess
-import sys
 import threading
 import time
 
@@ -11,54 +9,40 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transfusion import store
+from transfusion.networks import models
 from transfusion.training import devices, fit
 
-STEPS = """
-import sys, torch
-from transfusion.networks import models
-from transfusion.training import devices as parallel
 
 def steps(unknown):
     torch.manual_seed(0)
-    net = parallel.over_whole_batches(models.build("resnet18", outputs=5, seed=1).double().train())
+    net = devices.over_whole_batches(models.build("resnet18", outputs=5, seed=1).double().train())
     x, y = torch.randn(10, 3, 32, 32, dtype=torch.float64), torch.arange(10) % 5
     y[:3] = unknown
     sgd = torch.optim.SGD(net.parameters(), 0.1)
     for _ in range(3):
-        part, labels = parallel.share(x), parallel.share(y)
+        part, labels = devices.share(x), devices.share(y)
         loss = torch.nn.functional.cross_entropy(net(part), labels, ignore_index=-1)
-        parallel.weighted(loss, labels).backward()
-        parallel.average_gradients(net.parameters())
+        devices.weighted(loss, labels).backward()
+        devices.average_gradients(net.parameters())
         sgd.step(), sgd.zero_grad()
     net.eval()
     with torch.no_grad():
-        return net.state_dict() | {"scores": parallel.gather(net(parallel.share(x)))}
+        return net.state_dict() | {"scores": devices.gather(net(devices.share(x)))}
+
 
 def both(path):
     states = {f"{unknown} {n}": v for unknown in (0, -1) for n, v in steps(unknown).items()}
-    if parallel.first():
+    if devices.first():
         torch.save(states, path)
-
-torch.set_num_threads(1)
-"""
-ON_TWO = """
-with parallel.group():
-    both(sys.argv[1])
-"""
 
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path):
     """Batch norm, uneven shares and (label -1) unknown labels included; in double precision, as
     training amplifies rounding."""
-    script, one, two = tmp_path / "steps.py", tmp_path / "one.pt", tmp_path / "two.pt"
-    script.write_text(STEPS + ON_TWO)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *torchrun, str(script), str(two)]
-    subprocess.run(command, check=True, capture_output=True)
-    here: dict = {}
-    exec(STEPS, here)
-    here["both"](one)
+    one, two = tmp_path / "one.pt", tmp_path / "two.pt"
+    devices.together(2, both, two)
+    both(one)
     alone, shared = torch.load(one), torch.load(two)
     assert alone.keys() == shared.keys() and "-1 scores" in alone
     for name in alone:
@@ -92,8 +76,8 @@ def _kill_a_worker(key):
     checkpoint = store.run_folder(key) / "checkpoint.pt"
     while not checkpoint.exists():
         time.sleep(0.05)
-    commands = {p.pid: p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])}
-    os.kill(max(p for p, c in commands.items() if "share" in c and "--standalone" not in c), 9)
+    started = psutil.Process().children()
+    os.kill(max(p.pid for p in started if "--multiprocessing-fork" in p.cmdline()), 9)
 
 
 @pytest.mark.slow
@@ -102,7 +86,7 @@ def test_a_run_whose_worker_is_killed_goes_on_to_the_same_bits(tmp_path, monkeyp
     monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path / "killed"))
     killer = threading.Thread(target=_kill_a_worker, args=[run.key])
     killer.start()
-    with pytest.raises(devices.Broken, match="torchrun|Error"):
+    with pytest.raises(devices.Broken, match="one of 2 processes ended"):
         fit.fit(run, checkpoint_seconds=0.5)
     killer.join()
     assert store.state(run.key) == "started"
@@ -113,3 +97,29 @@ def test_a_run_whose_worker_is_killed_goes_on_to_the_same_bits(tmp_path, monkeyp
     fit.fit(run)
     undisturbed = load_file(store.weights_path(run.key))
     assert all(torch.equal(undisturbed[name], killed[name]) for name in undisturbed)
+
+
+def heard_elsewhere():
+    """Of the ports at which this process and its parent listen, those that other machines reach."""
+    everyone = [psutil.Process(), psutil.Process().parent()]
+    listening = [c.laddr.ip for p in everyone for c in p.net_connections() if c.status == "LISTEN"]
+    assert listening, "gloo listens"
+    devices.wait()
+    assert not {*listening} - {"127.0.0.1", "::1"}, listening
+
+
+def test_no_other_machine_can_speak_to_the_processes_of_a_run():
+    devices.together(2, heard_elsewhere)
+
+
+def fail_once():
+    if devices.first():
+        raise ValueError("broken")
+    time.sleep(600)
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_the_others():
+    with pytest.raises(devices.Broken, match="one of 2 processes ended: broken"):
+        devices.together(2, fail_once)
+    assert not [p for p in psutil.Process().children() if "--multiprocessing-fork" in p.cmdline()]

@@ -113,7 +113,7 @@ def _start(crew: Crew) -> Worker:
     os.environ["TRANSFUSION_EVALUATION_BATCH"] = str(crew.batch)
     spawn = multiprocessing.get_context("spawn")  # a forked CUDA state is broken
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=serve.serve, args=(theirs,), daemon=True)
+    process = spawn.Process(target=serve.serve, args=(theirs,))
     process.start()
     theirs.close()
     worker = Worker(process, ours)

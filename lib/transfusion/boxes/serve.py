@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from transfusion import config, store
+from transfusion import config, machine, store
 from transfusion.experiments import baselines
 from transfusion.images import tasks
 from transfusion.similarity import comparison
@@ -25,6 +25,7 @@ CHECKPOINT = 20.0  # seconds between two checkpoints: what a killed run loses
 
 def serve(pipe: Connection) -> None:
     """Be a worker: compute what comes, with its images kept from one run to the next."""
+    machine.serve()
     kept: dict[config.Data, Any] = {}
     pipe.send(("ready",))
     while True:

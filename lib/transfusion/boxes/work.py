@@ -132,7 +132,7 @@ def _cache(place: Path) -> Path:
     if os.access(place, os.W_OK):
         return (place / "cache").resolve()
     mark = hashlib.sha256((place / "box.json").read_bytes()).hexdigest()[:12]
-    return Path(tempfile.gettempdir(), f"transfusion-box-{mark}")
+    return machine.own(Path(tempfile.gettempdir(), f"transfusion-box-{os.getuid()}-{mark}"))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -75,21 +76,31 @@ def render_all(places: list[tuple[str, str]], jobs: int | None = None) -> None:
     core; raises RuntimeError for those that fail, after the rest."""
     stale = [place for place in places if not render.is_fresh(*place)]
     machine.one_thread()
+    started: list[subprocess.Popen] = []
     with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-        ended = tqdm(pool.map(_render_apart, stale), "pages", len(stale), disable=not stale)
-        failed = [line for line in ended if line]
+        try:
+            ends = pool.map(partial(_render_apart, started), stale)
+            failed = [line for line in tqdm(ends, "pages", len(stale), disable=not stale) if line]
+        except BaseException:  # Ctrl-C: the rest is not begun, what runs is not waited for
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in started:
+                process.kill()
+            raise
     if failed:
         raise RuntimeError("\n  ".join(["pages that could not be rendered:", *failed]))
 
 
-def _render_apart(place: tuple[str, str]) -> str:
-    """Render a chapter in a process of its own; where it failed, a line that says so."""
+def _render_apart(started: list[subprocess.Popen], place: tuple[str, str]) -> str:
+    """Render a chapter in a process of its own, one of those started; where it failed, a line that
+    says so."""
     log = render.executed(*place).with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "transfusion", "chapter", *place]
+    command = machine.bound("transfusion", "chapter", *place)
     own = os.environ | {"TRANSFUSION_BUILD": str(render.BUILD.parent)}
     with log.open("w") as output:
-        code = subprocess.run(command, env=own, stdout=output, stderr=output).returncode
+        process = subprocess.Popen(command, env=own, stdout=output, stderr=output)
+        started.append(process)
+        code = process.wait()
     return f"{' '.join(place)} (log: {log})" if code else ""
 
 
@@ -139,7 +150,7 @@ def _settings() -> bytes:
 def _build(site: Path) -> None:
     """Let Jupyter Book build; a warning is an error."""
     jupyter_book = Path(sys.executable).parent / "jupyter-book"
-    command = [str(jupyter_book), "build", str(site), "--keep-going", "-W", "-n"]
+    command = machine.bound(str(jupyter_book), "build", str(site), "--keep-going", "-W", "-n")
     log = render.BUILD / "build.log"
     with log.open("w") as output:
         code = subprocess.run(

@@ -30,6 +30,7 @@ ENDED = ("done", "failed")  # a run that failed by itself (no finite loss) has e
 OUTCOMES = ("done", "up to date", "failed", "not begun")
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left"
 LINES = 15.0  # seconds between two lines of progress where there is no terminal
+LEAVE = 5.0  # seconds to end in, after Ctrl-C
 MEASURED = 20.0  # seconds before a rate is believed: at first all cores load, or small networks run
 
 
@@ -93,7 +94,12 @@ def _make(
     def watched(command: list[str]) -> int:
         with _log(study).open("a") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[lock])
-            return _watch(study, runs, todo, process)
+            try:
+                return _watch(study, runs, todo, process)
+            except KeyboardInterrupt:  # Snakemake has heard it, too: it empties a cluster's queue
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(LEAVE)
+                raise  # what is still there ends with this process
 
     if profile == "local" and not machine.gpus():
         return _by_workers(study, todo, jobs, watched)
@@ -107,7 +113,7 @@ def _by_workers(
 
     def command(verb: str, names: list[str]) -> list[str]:
         workers = str(jobs or os.cpu_count() or 1)
-        return [sys.executable, "-m", "transfusion", verb, study, *names, "--jobs", workers]
+        return machine.bound("transfusion", verb, study, *names, "--jobs", workers)
 
     groups = [job.name for job in todo if job.kind == "group"]
     code = watched(command("group", groups)) if groups else 0
@@ -166,7 +172,7 @@ def _snakemake(
 ) -> list[str]:
     """The command that makes these files."""
     folder = PROFILES / config.one_of(profile, [p.name for p in PROFILES.iterdir()], "profile")
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(store.HOME / "Snakefile")]
+    command = machine.bound("snakemake", "--snakefile", str(store.HOME / "Snakefile"))
     command += ["--profile", str(folder), "--nolock", *options]
     if profile == "local":
         cores = os.cpu_count() or 1

@@ -15,7 +15,7 @@ from nbclient.exceptions import DeadKernelError
 
 from transfusion import config, records, store
 from transfusion.experiments import plan
-from transfusion.studies import grouping, params
+from transfusion.studies import grouping, kernel, params
 
 BOOK = store.HOME / "book"
 ENGINE = None  # of papermill: its own, a kernel for each notebook
@@ -120,7 +120,7 @@ def render(notebook: Path, parameters: dict, target: Path) -> None:
     Raises papermill.PapermillExecutionError with the cell's own traceback.
     """
     require_declared(notebook, parameters)
-    with store.atomic(target) as temporary:
+    with store.atomic(target) as temporary, kernel.alone() as alone:
         executed = papermill.execute_notebook(
             str(notebook),
             None,
@@ -129,6 +129,7 @@ def render(notebook: Path, parameters: dict, target: Path) -> None:
             kernel_name="python3",
             cwd=str(store.HOME),
             progress_bar=False,
+            **alone,
         )
         nbformat.write(tidy(executed), temporary)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
 import os
 import sys
-import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 
@@ -102,7 +101,8 @@ def compute(
         check(todo)
         jobs = jobs or (1 if machine.gpus() else os.cpu_count() or 1)
         chosen = _precisions(specs, study)
-        _finish(todo, _perform_all(todo, chosen, min(jobs, len(todo))), study)
+        with contextlib.closing(_perform_all(todo, chosen, min(jobs, len(todo)))) as ends:
+            _finish(todo, ends, study)
     _keep(specs, study)
 
 
@@ -195,9 +195,10 @@ def check(todo: Iterable[Task]) -> None:
         fit.check(run)
 
 
-def _perform_all(tasks: list[Task], chosen: dict[str, config.Native], jobs: int) -> Iterator[Ended]:
+def _perform_all(
+    tasks: list[Task], chosen: dict[str, config.Native], jobs: int
+) -> Generator[Ended, None, None]:
     """Each task's key and error (None if it went well), as they end; needs come before tasks."""
-    machine.one_thread()
     order = ranks(tasks)
     waiting = {task.key: task for task in sorted(tasks, key=lambda t: -order[t.key])}
     while waiting:  # a process that is killed takes its pool down; the rest gets a new one
@@ -206,26 +207,14 @@ def _perform_all(tasks: list[Task], chosen: dict[str, config.Native], jobs: int)
             yield from _given_up(_drain({key: task}, chosen, 1), waiting)
 
 
-def _end_with(parent: int) -> None:
-    """End this worker soon after whoever started it: a kill -9 leaves workers that wait forever."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _drain(
     waiting: dict[str, Task], chosen: dict[str, config.Native], jobs: int
 ) -> Generator[Ended, None, dict[str, Task]]:
     """Start what waits in a pool, `jobs` at a time, until all is done or the pool is broken; then
     the tasks that were running are returned, if it was more than one."""
-    spawn = multiprocessing.get_context("spawn")  # a forked CUDA or OpenMP state is broken
     running: dict[Future, tuple[str, Task]] = {}
     lost: dict[str, Task] = {}
-    with ProcessPoolExecutor(jobs, spawn, _end_with, (os.getpid(),)) as pool:
+    with machine.workers(jobs) as pool:
         while running or (waiting and not lost):
             while len(running) < jobs and not lost and (key := _ready(waiting, running)):
                 try:

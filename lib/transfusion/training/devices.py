@@ -2,23 +2,23 @@
 
 Gradients, batch-norm statistics and evaluation scores are those of the whole batch, so N processes
 train what one would with the same batch, up to the order of sums. All functions do the plain thing
-in a single process. Processes are started by torchrun (`launch`).
+in a single process. `together` starts the processes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator
+import socket
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent import futures
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from transfusion import config
+from transfusion import machine
 from transfusion.networks import freezing
 
 
@@ -26,25 +26,30 @@ class Broken(RuntimeError):
     """One of the processes ended before its run did; what was saved is kept."""
 
 
-def launch(run: config.Run, checkpoint_seconds: float) -> None:
-    """Train a run in as many processes as it has devices; raises Broken if one of them dies."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(run.optim.devices), "-m", "transfusion", "share"]
-    command += [json.dumps(config.dump(run)), str(checkpoint_seconds)]
-    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    if ended.returncode:
-        told = [line for line in ended.stderr.splitlines() if "Error" in line]
-        raise Broken("; ".join(told[:1]) or f"torchrun ended with {ended.returncode}")
+def together(count: int, function: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function in so many processes, which know of each other.
+
+    Raises Broken if one of them dies or fails; the others are then ended.
+    """
+    with tempfile.TemporaryDirectory() as place, machine.workers(count) as pool:
+        ranks = range(count)
+        parts = [pool.submit(_join, place, r, count, function, *arguments) for r in ranks]
+        for part in futures.wait(parts, return_when=futures.FIRST_EXCEPTION).done:
+            if error := part.exception():
+                raise Broken(f"one of {count} processes ended: {error}") from error
 
 
-@contextlib.contextmanager
-def group() -> Iterator[None]:
-    """Join the processes that torchrun has started."""
+def _join(place: str, rank: int, count: int, function: Callable[..., Any], *arguments: Any) -> None:
+    """Meet the others by a file, and talk to them where no other machine hears it."""
+    loopback = socket.if_indextoname(1)
+    os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        torch.cuda.set_device(rank)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    meeting = dist.FileStore(f"{place}/meeting", count)
+    dist.init_process_group(backend, store=meeting, rank=rank, world_size=count)
     try:
-        yield
+        function(*arguments)
     finally:
         dist.destroy_process_group()
 

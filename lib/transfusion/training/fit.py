@@ -54,7 +54,7 @@ def fit(
         if run.optim.devices > 1:
             check(run)  # clearer here than from a process among several
             source_state(run.init)  # trained before, not by each of them
-            devices.launch(run, checkpoint_seconds)
+            devices.together(run.optim.devices, take_part, run, checkpoint_seconds)
             return metrics.scored(store.read_zarr(store.run_folder(run.key) / "result.zarr"))
         # One thread: two on shared cores are slower than one, and the sums depend on their number.
         torch.set_num_threads(1)
@@ -77,10 +77,18 @@ def _own_precision(run: config.Run) -> config.Native:
 
 
 def take_part(run: config.Run, checkpoint_seconds: float) -> None:
-    """Be one of the processes of a run on several devices; torchrun starts them."""
+    """Be one of the processes of a run on several devices."""
     torch.set_num_threads(1)
-    with devices.group(), _logged(run) if devices.first() else nullcontext():
+    with _writing(run) if devices.first() else nullcontext():
         _fit(run, _own_precision(run), None, checkpoint_seconds, None)
+
+
+@contextmanager
+def _writing(run: config.Run) -> Iterator[None]:
+    """Be the one of several processes that writes. The run's lease falls with the process that has
+    started them, which may be a moment before they end, too."""
+    with store.lease(run.key, "writer"), _logged(run):
+        yield
 
 
 def network(run: config.Run, *, trained: bool) -> nn.Module:
