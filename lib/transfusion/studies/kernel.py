@@ -30,4 +30,5 @@ def alone() -> Iterator[dict[str, Any]]:
     short = None if len(tempfile.gettempdir().encode()) <= LONGEST else "/tmp"
     with tempfile.TemporaryDirectory(prefix="transfusion-", dir=short) as place:
         sockets = {"transport": "ipc", "connection_file": f"{place}/kernel.json"}
-        yield {"kernel_manager_class": Kernel, "config": Config(KernelManager=sockets)}
+        settings = {"kernel_manager_class": Kernel, "config": Config(KernelManager=sockets)}
+        yield settings | {"shutdown_kernel": "immediate"}  # in the midst of a cell, too
