@@ -1,5 +1,6 @@
 """Nobody is left at work when whoever started them has ended, in whatever way."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -59,7 +60,8 @@ def endless(tmp_path):
     nbformat.write(page, checkout.project / "book/performance.ipynb")
     yield checkout
     for process in at_work(checkout):
-        process.kill()
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            process.kill()
 
 
 def begin(checkout, starter):
