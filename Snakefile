@@ -32,10 +32,14 @@ rule all:
 
 
 # Nothing but the small done-file is declared: Snakemake deletes what is before it tries again.
+# All input is `ancient`: what is out of date is known by content, and has been removed; dates are
+# those of many machines' clocks.
 rule group:
     priority: 1  # pages last: they tell of all results
     input:
-        lambda w: expand(DONE, study=w.study, group=grouping.groups(w.study)[w.group].needs),
+        lambda w: ancient(
+            expand(DONE, study=w.study, group=grouping.groups(w.study)[w.group].needs)
+        ),
     output:
         DONE,
     params:
@@ -51,9 +55,11 @@ rule group:
 
 rule chapter:
     input:
-        notebook=f"{render.BOOK}/{{chapter}}.ipynb",
-        parameters=lambda w: params.files(w.study, w.chapter),
-        groups=lambda w: expand(DONE, study=w.study, group=grouping.groups_of(w.study, w.chapter)),
+        notebook=ancient(f"{render.BOOK}/{{chapter}}.ipynb"),
+        parameters=lambda w: ancient(params.files(w.study, w.chapter)),
+        groups=lambda w: ancient(
+            expand(DONE, study=w.study, group=grouping.groups_of(w.study, w.chapter))
+        ),
     output:
         PAGE,
     log:

@@ -74,7 +74,7 @@ def run(
     with _alone(study) as lock:
         _remove_stale(study, wanted)
         todo = [job for job in wanted if not job.file.exists()]
-        begun, code = time.time(), 0
+        before, code = {job: _last_written(job.log) for job in todo}, 0
         if todo:
             schedule.check(_missing(study, todo))
             code = _make(study, wanted, todo, jobs, profile, lock)
@@ -82,7 +82,8 @@ def run(
         if early:  # pages whose verdicts were corrected before the last results were there
             _remove_stale(study, early)
             code = _make(study, early, early, jobs, profile, lock) or code
-    _report(study, wanted, todo, begun, code)
+    tried = [job for job in todo if _last_written(job.log) != before[job]]
+    _report(study, wanted, todo, tried, code)
 
 
 def _make(
@@ -225,9 +226,18 @@ def _missing(study: str, todo: list[Job]) -> list[config.Spec]:
     return [task for task in ahead if not isinstance(task, config.Data)]
 
 
-def _report(study: str, wanted: list[Job], todo: list[Job], begun: float, code: int) -> None:
+def _last_written(log: Path) -> tuple[int, ...] | None:
+    """What differs once a log was written again: no date is compared with the clock, which another
+    machine's may be ahead of."""
+    if not log.exists():
+        return None
+    found = log.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _report(study: str, wanted: list[Job], todo: list[Job], tried: list[Job], code: int) -> None:
     """Print what was done, left alone and failed; raises Failed unless all is there."""
-    states = {job: _state(job, todo, begun) for job in wanted}
+    states = {job: _state(job, todo, tried) for job in wanted}
     rows = {}
     for kind in ("group", "chapter"):
         of_kind = [state for job, state in states.items() if job.kind == kind]
@@ -246,13 +256,12 @@ def _report(study: str, wanted: list[Job], todo: list[Job], begun: float, code: 
         )
 
 
-def _state(job: Job, todo: list[Job], begun: float) -> str:
+def _state(job: Job, todo: list[Job], tried: list[Job]) -> str:
     if job not in todo:
         return "up to date"
     if job.file.exists():
         return "done"
-    tried = job.log.exists() and job.log.stat().st_mtime >= begun
-    return "failed" if tried else "not begun"
+    return "failed" if job in tried else "not begun"
 
 
 def _last_words(log: Path) -> str:
