@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
+
+from transfusion import files
 
 PATIENCE = 1.0  # seconds that nobody asks about
 
@@ -19,7 +21,7 @@ PATIENCE = 1.0  # seconds that nobody asks about
 @contextlib.contextmanager
 def lock(path: Path, why: str) -> Iterator[None]:
     """Hold a lock file; who waits longer than a second says `why`, and for whom."""
-    held = FileLock(path)
+    held = files.locked(path)
     try:
         held.acquire(timeout=PATIENCE)
     except Timeout:
