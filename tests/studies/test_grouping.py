@@ -78,11 +78,11 @@ def test_one_seed_more_leaves_the_names_of_groups(study):
 def test_no_group_is_larger_than_an_hour_or_200_runs_unless_it_is_one(study, seed):
     rng = np.random.default_rng(seed)
     groups = study(
-        seeds=int(rng.integers(20, 60)),
-        steps=int(rng.choice([4, 400, 4000])),
+        seeds=int(rng.integers(70, 110)),
+        steps=[4, 400, 4000, 4000][seed],
         models=["cbr_tiny", "resnet50", "resnet50_slim"],
         inits=["random", "mean_var", "transfer"],
-        precision=str(rng.choice(["any", "float32"])),
+        precision="any" if seed == 3 else "float32",
     )
     asked = params.specs("made_up", "performance")
     keys = [spec.key for group in groups.values() for spec in group.specs]
