@@ -90,6 +90,27 @@ def test_weights_that_were_changed_do_not_count(cache, tiny_run, dataset):
     assert store.weights_path(run.key) is None
 
 
+def test_a_look_at_many_keys_agrees_with_asking_for_each(cache, tiny_run, dataset):
+    done, failed, older, begun = (tiny_run(seed=seed) for seed in range(4))
+    for run in (done, older):
+        store.save_weights(run.key, b"weights")
+        store.finish(run, dataset, seconds=2.0)
+    store.finish(failed, dataset, status="failed")
+    said = store.run_folder(older.key) / "done.json"  # without its bytes, as it was written once
+    store.write_json(said, {n: v for n, v in json.loads(said.read_text()).items() if n != "bytes"})
+    (store.run_folder(begun.key) / "checkpoint.pt").parent.mkdir()
+    (store.run_folder(begun.key) / "checkpoint.pt").write_bytes(b"half")
+    looked = store.look()
+    assert looked == store.look([*looked, "nothing"])
+    for key, told in looked.items():
+        assert told["state"] == store.state(key) and told["seconds"] == store.seconds(key)
+        assert told["weights"] == (store.weights_path(key) is not None)
+        assert told["bytes"] == pytest.approx(store.disk_size(key), abs=2000), "but for the json"
+    assert [looked[r.key]["state"] for r in (done, failed, older, begun)] == [
+        *("done", "failed", "done", "started"),
+    ]
+
+
 def test_a_lease_falls_with_its_process(cache):
     code = (
         "import sys, time; from transfusion import store\n"

@@ -52,19 +52,46 @@ InitName = Annotated[str, AfterValidator(init_name)]
 LATER = {"optimizer": "adam", "devices": 1}
 
 
+_encoded = json.JSONEncoder(allow_nan=False).encode
+
+
 def key(spec: Any, schema: int = SCHEMA) -> str:
     """First 12 hex digits of the sha256 of a specification's canonical JSON and its schema."""
-    fields = {"kind": type(spec).__name__, "schema": schema, **asdict(spec, dict_factory=_told)}
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    told = {"kind": _encoded(type(spec).__name__), "schema": str(schema), **_told(spec)}
+    return hashlib.sha256(_object(told).encode()).hexdigest()[:12]
 
 
-def _told(fields: list[tuple[str, Any]]) -> dict:
-    return {name: value for name, value in fields if (name, value) not in LATER.items()}
+def _told(spec: Any) -> dict[str, str]:
+    """Field -> its canonical JSON."""
+    values = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
+    return {n: _json(value) for n, value in values.items() if (n, value) not in LATER.items()}
+
+
+def _json(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{','.join(map(_json, value))}]"
+    return value.json if isinstance(value, Frozen) else _encoded(value)
+
+
+def _object(told: dict[str, str]) -> str:
+    return "{" + ",".join(f'"{name}":{told[name]}' for name in sorted(told)) + "}"
+
+
+class Frozen:
+    """What the specifications have in common."""
+
+    @cached_property
+    def json(self) -> str:
+        """Canonical; told once, as thousands of runs share their images, source and recipe."""
+        return _object(_told(self))
+
+    @cached_property
+    def key(self) -> str:
+        return key(self)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Data:
+class Data(Frozen):
     """Images of one task. A prepared data set is named `name@digest`, so its content is in the key.
 
     `train`, `valid`, `test` count images; None takes all of a prepared split. With `folds`, the
@@ -90,13 +117,9 @@ class Data:
             raise ValueError(f"fold {self.fold}: expected 0 to {(self.folds or 1) - 1}")
         return self
 
-    @cached_property
-    def key(self) -> str:
-        return key(self)
-
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Init:
+class Init(Frozen):
     """How a network starts, and from what: a run pretrained here, or named weights."""
 
     name: InitName = "random"
@@ -104,7 +127,7 @@ class Init:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Optim:
+class Optim(Frozen):
     """Adam, or SGD with Nesterov momentum 0.9; a linear warm-up, then a cosine decay.
 
     The paper's own recipe was not recovered.
@@ -133,7 +156,7 @@ class Optim:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Run:
+class Run(Frozen):
     """One network trained once."""
 
     data: Data
@@ -142,13 +165,9 @@ class Run:
     optim: Optim
     seed: int = 0
 
-    @cached_property
-    def key(self) -> str:
-        return key(self)
-
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Comparison:
+class Comparison(Frozen):
     """Similarity between all networks of `runs`, each before and after training."""
 
     runs: tuple[Run, ...]
@@ -160,10 +179,6 @@ class Comparison:
     measures: tuple[str, ...] = ("cca", "svcca", "cka")
     seed: int = 0
 
-    @cached_property
-    def key(self) -> str:
-        return key(self)
-
     @property
     def data(self) -> Data:
         """The images that all its runs share."""
@@ -171,7 +186,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Baseline:
+class Baseline(Frozen):
     """A logistic regression on what images show at first sight, or on features of a network that
     nobody trained for them (`frozen`: its `model` and `init`)."""
 
@@ -186,10 +201,6 @@ class Baseline:
         if (self.model is None) == (self.features == "frozen"):
             raise ValueError(f"features {self.features!r} with model {self.model!r}")
         return self
-
-    @cached_property
-    def key(self) -> str:
-        return key(self)
 
 
 Spec = Run | Comparison | Baseline

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import math
 import multiprocessing
 import os
 import signal
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from transfusion import config
+from transfusion import config, waiting
 
 
 def gpus() -> int:
@@ -28,7 +29,8 @@ def gpus() -> int:
 
 
 def lease_gpus(count: int = 1) -> None:
-    """Wait for GPUs that no other job here has, and hold them until this process ends.
+    """Wait for GPUs that no other job here has, and hold them until this process ends. A wait is
+    told, with who has them.
 
     Nothing is done where there are no more than asked for, or somebody (Slurm) has chosen already.
     """
@@ -36,14 +38,22 @@ def lease_gpus(count: int = 1) -> None:
         return
     # A home may be that of many machines, whose GPUs have the same numbers.
     folder = own(Path.home() / ".cache/transfusion" / f"gpus-{socket.gethostname()}")
-    with FileLock(folder / "choice.lock"):  # two that wait for several would wait for each other
-        for index in itertools.cycle(range(gpus())):
+    places = [folder / f"{index}.lock" for index in range(gpus())]
+    # Two that wait for several would wait for each other.
+    with waiting.lock(folder / "choice.lock", "another job waits for GPUs"):
+        late = time.monotonic() + waiting.PATIENCE
+        for index in itertools.cycle(range(len(places))):
             with contextlib.suppress(Timeout):
-                lock = FileLock(folder / f"{index}.lock")
+                lock = FileLock(places[index])
                 lock.acquire(timeout=0.2)
+                waiting.sign(places[index])
                 _leased[index] = lock
             if len(_leased) == count:
                 break
+            if time.monotonic() > late:
+                late = math.inf
+                others = [p for i, p in enumerate(places) if i not in _leased]
+                waiting.tell("too few GPUs are free", *others)
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, sorted(_leased)))  # before CUDA starts
 
 

@@ -13,12 +13,13 @@ starts from, is a record of its own, named by its content.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,22 @@ class Place(NamedTuple):
 
     part: Path
     header: dict[str, Any]
+
+
+class Index(dict[str, Place]):
+    """The records of a folder by name."""
+
+    @cached_property
+    def begun(self) -> dict[tuple, config.Native]:
+        """As `begun` has it."""
+        counts: dict[tuple, Counter] = {}
+        for place in self.values():
+            facts = place.header["facts"]
+            if facts["kind"] in ("Run", "Comparison") and _is_open(facts):
+                counts.setdefault(_told_repetition(facts), Counter())[facts["precision"]] += 1
+        return {
+            which: max(sorted(n, reverse=True), key=n.__getitem__) for which, n in counts.items()
+        }
 
 
 # --- runs and comparisons as records ---------------------------------------------------------
@@ -116,18 +133,19 @@ def whole(folder: Path, called: str) -> xr.Dataset:
 # --- which record stands for a run -----------------------------------------------------------
 
 
-def recorded(study: str, specs: Iterable[config.Spec]) -> dict[str, str]:
+def recorded(
+    study: str, specs: Iterable[config.Spec], there: Index | None = None
+) -> dict[str, str]:
     """Key -> name of its record, for those of the specs that have one.
 
     Of runs that leave the precision open, those of one repetition count in one precision alone: the
     one that all of them have, or else that in which the repetition was begun. So every difference
-    within a repetition is within a precision.
+    within a repetition is within a precision. Who asks often gives what is `there`.
     """
-    folder = store.records_folder(study)
-    there, specs = index(folder), list(specs)
+    there, specs = index(store.records_folder(study)) if there is None else there, list(specs)
     found = {spec.key: spec.key for spec in specs if spec.key in there}
     for which, members in _repetitions(specs).items():
-        chosen = _shown(members, there, begun(folder).get(which))
+        chosen = _shown(members, there, there.begun.get(which))
         names = {spec.key: f"{spec.key}-{chosen}" for spec in members}
         found |= {key: called for key, called in names.items() if called in there}
     return found
@@ -199,12 +217,7 @@ def leaves_precision(spec: config.Spec) -> bool:
 
 def begun(folder: Path) -> dict[tuple, config.Native]:
     """Repetition -> precision of most of its records, whichever chapter asked for them."""
-    counts: dict[tuple, Counter] = {}
-    for place in index(folder).values():
-        facts = place.header["facts"]
-        if facts["kind"] in ("Run", "Comparison") and _is_open(facts):
-            counts.setdefault(_told_repetition(facts), Counter())[facts["precision"]] += 1
-    return {which: max(sorted(n, reverse=True), key=n.__getitem__) for which, n in counts.items()}
+    return index(folder).begun
 
 
 def _told_repetition(facts: dict[str, Any]) -> tuple:
@@ -278,18 +291,18 @@ def read(folder: Path, called: str) -> xr.Dataset:
     return decoded(place.header, payload(place))
 
 
-def index(folder: Path) -> dict[str, Place]:
+def index(folder: Path) -> Index:
     """The records of a folder by name; parts whose description cannot be read are left out."""
     try:
         # Also their number: a file system's clock may not tell two records apart.
         return _index(folder, folder.stat().st_mtime_ns, len(os.listdir(folder)))
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return Index()
 
 
 @lru_cache(maxsize=64)
-def _index(folder: Path, changed: int, number: int) -> dict[str, Place]:
-    found: dict[str, Place] = {}
+def _index(folder: Path, changed: int, number: int) -> Index:
+    found = Index()
     # A record that stands alone comes later, for it was made anew: that in a part was damaged.
     for part in sorted(parts(folder), key=lambda path: not path.name.startswith("part-")):
         for header in headers(part):
@@ -299,8 +312,10 @@ def _index(folder: Path, changed: int, number: int) -> dict[str, Place]:
 
 def parts(folder: Path) -> list[Path]:
     """Finished parts: a name that begins with a dot is one that is being written."""
-    found = (p for p in folder.glob("*") if p.is_dir() and p.name[0] != ".")
-    return sorted(p for p in found if p.name != "zarr.json")  # something else than the group's
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        found = [Path(entry.path) for entry in entries if entry.is_dir() and entry.name[0] != "."]
+        return sorted(p for p in found if p.name != "zarr.json")  # something else than the group's
+    return []
 
 
 def claimed(part: Path) -> int:

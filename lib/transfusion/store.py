@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import subprocess
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +23,7 @@ import pandas as pd
 import xarray as xr
 from filelock import FileLock, Timeout
 
-from transfusion import config, files
+from transfusion import config, files, waiting
 from transfusion.files import (  # noqa: F401
     HOME,
     Damaged,
@@ -188,11 +189,7 @@ def lease(key: str, name: str = "lock") -> Iterator[None]:
     """Hold a key, so that two processes never compute it at once; falls with the process."""
     provenance()  # of now
     identity()
-    run_folder(key).mkdir(parents=True, exist_ok=True)
-    lock = run_folder(key) / name
-    if lock.is_symlink() or lock.is_dir():
-        discard(lock)
-    with FileLock(lock):
+    with waiting.lock(run_folder(key) / name, f"{key} is being computed"):
         yield
 
 
@@ -212,8 +209,10 @@ def finish(
         began = began | {"commit": began["commit"].rstrip("+") + "+"}
     attrs = began | dataset.attrs | facts  # a result from elsewhere says where it was made
     write_zarr(dataset.assign_attrs(attrs), folder / "result.zarr")
-    sums = {path.name: checksum(path) for path in folder.glob("*.safetensors")}
-    write_json(folder / "done.json", facts | {"sha256": sums})
+    weights = [*folder.glob("*.safetensors")]
+    size = sum(map(_size, [folder / "result.zarr", *weights]))
+    sums = {path.name: checksum(path) for path in weights}
+    write_json(folder / "done.json", facts | {"bytes": size, "sha256": sums})
     return read_zarr(folder / "result.zarr")
 
 
@@ -287,9 +286,34 @@ def state(key: str) -> str:
 
     `started` has a checkpoint that nobody works on, `stale` was made by another version.
     """
-    done = _done(key)
-    if done is not None:
-        return done["status"]
+    return facts(key).get("status") or _unfinished(key)
+
+
+def look(keys: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Of each key that has a folder, or of these, what names of files and done.json tell: the facts
+    of a result, `state`, `seconds`, `bytes` on disk, and whether `weights` are there."""
+    there = _listed(root() / "runs")
+    return {key: _look(key) for key in sorted(there if keys is None else there.intersection(keys))}
+
+
+def _listed(folder: Path) -> set[str]:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_dir()}
+    return set()
+
+
+def _look(key: str) -> dict[str, Any]:
+    done, folder = facts(key), run_folder(key)
+    return {
+        "seconds": 0.0,
+        **done,
+        "state": done.get("status") or _unfinished(key),
+        "bytes": done.get("bytes") or _size(folder),
+        "weights": (folder / "weights.safetensors").is_file(),
+    }
+
+
+def _unfinished(key: str) -> str:
     if _is_leased(key):
         return "running"
     if _told(key) is not None:
@@ -331,7 +355,12 @@ def share_trained(key: str) -> float:
 
 def disk_size(key: str) -> int:
     """Bytes on disk."""
-    return sum(path.stat().st_size for path in run_folder(key).rglob("*") if path.is_file())
+    return _size(run_folder(key))
+
+
+def _size(path: Path) -> int:
+    files = [path, *path.rglob("*")]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 # --- collected results -----------------------------------------------------------------------

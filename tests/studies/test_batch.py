@@ -233,7 +233,7 @@ def test_too_little_memory_costs_only_the_runs_that_need_more(checkout):
     large = {"models": ["cbr_tiny", "resnet50"], "seeds": 1, "batch": 256, "image_size": 128}
     checkout.write("performance", {**large, "train_size": 256, "evaluations": 1, "steps": 1})
     said = in_little_memory(checkout, "run tiny --dry-run", 20_000)
-    (name,) = re.findall(r"group=(performance-\w+)", said.stdout + said.stderr)[:1]
+    (name,) = re.findall(r"group (performance-\w+)", said.stdout + said.stderr)[:1]
     ended = in_little_memory(checkout, f"group tiny {name}", 9_000)
     assert ended.returncode == 1 and "1 of 3 could not be computed" in ended.stderr, ended.stderr
     assert "memory" in ended.stderr and "log.txt" in ended.stderr

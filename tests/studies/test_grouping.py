@@ -1,7 +1,8 @@
 import json
 
+import numpy as np
 import pytest
-from transfusion import config, store
+from transfusion import config, records, store
 from transfusion.studies import batch, grouping, params, schedule
 
 from ..conftest import KNOBS, results_of
@@ -71,6 +72,50 @@ def test_one_seed_more_leaves_the_names_of_groups(study):
     few, many = study(seeds=2), study(seeds=3)
     assert few.keys() == many.keys()
     assert sum(len(g.specs) for g in many.values()) > sum(len(g.specs) for g in few.values())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_group_is_larger_than_an_hour_or_200_runs_unless_it_is_one(study, seed):
+    rng = np.random.default_rng(seed)
+    groups = study(
+        seeds=int(rng.integers(70, 110)),
+        steps=[4, 400, 4000, 4000][seed],
+        models=["cbr_tiny", "resnet50", "resnet50_slim"],
+        inits=["random", "mean_var", "transfer"],
+        precision="any" if seed == 3 else "float32",
+    )
+    asked = params.specs("made_up", "performance")
+    keys = [spec.key for group in groups.values() for spec in group.specs]
+    assert sorted(keys) == sorted(spec.key for spec in grouping.everything(asked))
+    done: set[str] = set()
+    for group in groups.values():
+        hours = sum(map(schedule.cost, group.specs)) / grouping.CORE / 3600
+        assert len(group.specs) == 1 or (hours <= 1 and len(group.specs) <= 200)
+        there = {s.key for name in group.needs for s in groups[name].specs}
+        there |= {spec.key for spec in group.specs}
+        needed = {n.key for s in group.specs for n in schedule.needs(s)}
+        assert {key for key in needed if key in keys} <= there
+    while len(done) < len(groups):
+        ready = {n for n, g in groups.items() if n not in done and set(g.needs) <= done}
+        assert ready, f"{set(groups) - done} wait for one another"
+        done |= ready
+
+
+def test_a_repetition_stays_in_one_group_and_seeds_leave_the_groups_before_them(study):
+    few = study(seeds=150, inits=["random", "mean_var", "transfer"])
+    many = study(seeds=200, inits=["random", "mean_var", "transfer"])
+    assert len(many) > len(few) > 3, "of this network: several parts"
+    full = [name for name, group in few.items() if len(group.specs) > 190]
+    assert full
+    for name in full:
+        assert {s.key for s in few[name].specs} <= {s.key for s in many[name].specs}
+    for groups in (few, many):
+        places = {}
+        for name, group in groups.items():
+            for spec in group.specs:
+                if isinstance(spec, config.Run):
+                    places.setdefault(records.repetition(spec), set()).add(name)
+        assert all(len(names) == 1 for names in places.values())
 
 
 def test_a_done_file_vouches_for_the_results_that_it_has_seen(cache, study):

@@ -33,6 +33,22 @@ def test_lost_weights_are_trained_again(cache):
     assert store.weights_path(run.key).read_bytes() == before
 
 
+def test_what_names_of_files_tell_is_missing_as_what_is_read(cache):
+    results_of("performance", **KNOBS)
+    specs = experiments.runs("performance", **{**KNOBS, "seeds": 3})
+    lost = store.weights_path(specs[1].key)
+
+    def agree():
+        looked, read = schedule.missing(specs, None, store.look()), schedule.missing(specs)
+        return [task.key for task in looked] == [task.key for task in read]
+
+    assert agree()
+    lost.unlink()
+    assert agree()
+    store.discard(store.run_folder(specs[0].key) / "done.json")
+    assert agree()
+
+
 def test_what_cannot_run_stops_everything_before_it_starts(cache):
     with pytest.raises(ValueError, match="Did you mean 'cbr_tiny'"):
         studies.collect("performance", **{**KNOBS, "models": ["cbr_small", "cbr_tini"]})

@@ -158,9 +158,8 @@ def _trainings(knobs: Knobs) -> Iterator[tuple[Labels, config.Run]]:
         for init in knobs.own_inits.get(model, knobs.inits):
             for rate in [*_asked_rates(knobs), *knobs.grown.get(f"{model} {init}", [])]:
                 asked = {"lr": rate} if rate else {}
-                for fold, seed in itertools.product(_folds(knobs), range(knobs.seeds)):
-                    run = _run(knobs, knobs.target, model, init, fold, seed, rate)
-                    yield {"model": model, "init": init, **asked, "fold": fold, "seed": seed}, run
+                for labels, run in _repeated(knobs, knobs.target, model, init, rate):
+                    yield {"model": model, "init": init, **asked, **labels}, run
 
 
 def _asked_rates(knobs: Knobs) -> list[float] | list[None]:
@@ -201,14 +200,12 @@ def _lengths(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
 def _comparisons(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
     """One comparison a model and rate, of all its networks on one fold: pairs share their training
     images. With the networks and baselines themselves: what has not learned is not compared."""
-    yield from _scored(replace(knobs, fold=knobs.fold or 0))
+    one = replace(knobs, fold=knobs.fold or 0)
+    yield from _scored(one)
     chosen: dict = {n: getattr(knobs, n) for n in ("images", "positions", "neurons")}
     for model, rate in itertools.product(knobs.models, _asked_rates(knobs)):
-        nets = tuple(
-            _run(knobs, knobs.target, model, init, knobs.fold or 0, seed, rate)
-            for init in knobs.inits
-            for seed in range(knobs.seeds)
-        )
+        arms = [_repeated(one, knobs.target, model, init, rate) for init in knobs.inits]
+        nets = tuple(run for arm in arms for _, run in arm)
         asked = {"lr": rate} if rate else {}
         yield {"model": model, **asked}, config.Comparison(runs=nets, **chosen)
 
@@ -216,30 +213,28 @@ def _comparisons(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
 def _tasks(knobs: Knobs) -> Iterator[tuple[Labels, Spec]]:
     """Models x targets x folds x seeds from random init (data)."""
     for model, target in itertools.product(knobs.models, knobs.targets or [knobs.target]):
-        for fold, seed in itertools.product(_folds(knobs), range(knobs.seeds)):
-            run = _run(knobs, target, model, "random", fold, seed)
-            yield {"model": model, "target": target, "fold": fold, "seed": seed}, run
+        for labels, run in _repeated(knobs, target, model, "random"):
+            yield {"model": model, "target": target, **labels}, run
     for target in knobs.targets or [knobs.target]:
         for labels, found in _baselines(replace(knobs, target=target)):
             yield {"target": target, **labels}, found
 
 
-def _run(
-    knobs: Knobs,
-    target: str,
-    model: str,
-    init: str,
-    fold: int,
-    seed: int,
-    rate: float | None = None,
-) -> config.Run:
-    images, start = _images(knobs, target, fold), _start(knobs, model, init)
+def _repeated(
+    knobs: Knobs, target: str, model: str, init: str, rate: float | None = None
+) -> Iterator[tuple[Labels, config.Run]]:
+    """An arm's runs in all folds; these share what they have in common, which is then told once."""
+    start = _start(knobs, model, init)
     optim = replace(
         _optim(knobs, knobs.steps, rate or _rate(knobs, model, init)),
         evaluate_at=tuple(knobs.evaluate_at),
         augmentation=knobs.augmentation,
     )
-    return config.Run(data=images, model=model, init=start, optim=optim, seed=seed)
+    for fold in _folds(knobs):
+        images = _images(knobs, target, fold)
+        for seed in range(knobs.seeds):
+            run = config.Run(data=images, model=model, init=start, optim=optim, seed=seed)
+            yield {"fold": fold, "seed": seed}, run
 
 
 def _images(knobs: Knobs, target: str, fold: int) -> config.Data:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
-from transfusion import config, files, machine, store
+from transfusion import config, files, machine, records, store, waiting
 from transfusion.experiments import plan
 from transfusion.studies import grouping, params, render, schedule
 
@@ -65,8 +65,10 @@ def run(
     for chapter in chapters:
         render.checked_parameters(study, chapter)
     wanted = _wanted(study, chapters)
+    if dry_run and _in_a_pool(profile):
+        return _foretell(study, wanted)
     if dry_run:
-        stale = [str(j.file) for j in wanted if j.file.exists() and not _is_fresh(study, j)]
+        stale = [str(j.file) for j in _stale(study, wanted) if j.file.exists()]
         options = ["--forcerun", *stale] if stale else []
         subprocess.run(_snakemake(study, wanted, jobs, profile, "--dry-run", *options), check=True)
         return
@@ -78,7 +80,7 @@ def run(
         if todo:
             schedule.check(_missing(study, todo))
             code = _make(study, wanted, todo, jobs, profile, lock)
-        early = [job for job in todo if job.file.exists() and not _is_fresh(study, job)]
+        early = [job for job in _stale(study, todo) if job.file.exists()]
         if early:  # pages whose verdicts were corrected before the last results were there
             _remove_stale(study, early)
             code = _make(study, early, early, jobs, profile, lock) or code
@@ -102,9 +104,20 @@ def _make(
                     process.wait(LEAVE)
                 raise  # what is still there ends with this process
 
-    if profile == "local" and not machine.gpus():
+    if _in_a_pool(profile):
         return _by_workers(study, todo, jobs, watched)
     return watched(_snakemake(study, wanted, jobs, profile))
+
+
+def _in_a_pool(profile: str) -> bool:
+    return profile == "local" and not machine.gpus()
+
+
+def _foretell(study: str, wanted: list[Job]) -> None:
+    """Print what would run, and why. Snakemake, which has no part in it here, takes long to say."""
+    for job in _stale(study, wanted):
+        why = "is not what it should be" if job.file.exists() else "is not there"
+        print(f"{job.kind} {job.name} {why}: {job.file}")
 
 
 def _by_workers(
@@ -123,7 +136,8 @@ def _by_workers(
 
 
 def _can_be_shown(study: str, chapter: str) -> bool:
-    return all(grouping.is_done(study, name) for name in grouping.groups_of(study, chapter))
+    there = records.index(store.records_folder(study))
+    return all(grouping.is_done(study, n, there) for n in grouping.groups_of(study, chapter))
 
 
 def _wanted(study: str, chapters: list[str]) -> list[Job]:
@@ -135,14 +149,20 @@ def _wanted(study: str, chapters: list[str]) -> list[Job]:
 
 def _remove_stale(study: str, wanted: list[Job]) -> None:
     """Files that are not what they should be: Snakemake sees no more than whether they exist."""
-    for job in wanted:
-        if not _is_fresh(study, job):
-            store.discard(job.file)
+    for job in _stale(study, wanted):
+        store.discard(job.file)
 
 
-def _is_fresh(study: str, job: Job) -> bool:
-    fresh = {"group": grouping.is_done, "chapter": render.is_fresh}
-    return fresh[job.kind](study, job.name)
+def _stale(study: str, jobs: list[Job]) -> list[Job]:
+    """What is not there, or not what it should be."""
+    there = records.index(store.records_folder(study))
+
+    def is_fresh(job: Job) -> bool:
+        if job.kind == "group":
+            return grouping.is_done(study, job.name, there)
+        return render.is_fresh(study, job.name)
+
+    return [job for job in jobs if not is_fresh(job)]
 
 
 @contextlib.contextmanager
@@ -161,8 +181,10 @@ def _alone(study: str) -> Iterator[int]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"another `transfusion run {study}` is at work: waiting", file=sys.stderr)
+            time.sleep(waiting.PATIENCE)  # by then it has signed
+            waiting.tell(f"another `transfusion run {study}` is at work", path)
             fcntl.flock(handle, fcntl.LOCK_EX)
+        waiting.sign(path)
         yield handle
     finally:
         os.close(handle)
@@ -208,8 +230,9 @@ def _watch(study: str, runs: dict[str, float], todo: list[Job], process: subproc
 
 def _left(runs: dict[str, float], pages: list[Path]) -> tuple[dict[str, float], float]:
     """The runs that have not ended, and the cost of these and of the pages that are not there."""
-    ahead = {key: cost for key, cost in runs.items() if store.state(key) not in ENDED}
-    trained = sum(cost * store.share_trained(key) for key, cost in ahead.items())
+    begun = {key: told["state"] for key, told in store.look(runs).items()}
+    ahead = {key: cost for key, cost in runs.items() if begun.get(key) not in ENDED}
+    trained = sum(cost * store.share_trained(key) for key, cost in ahead.items() if key in begun)
     return ahead, sum(ahead.values()) - trained + START * sum(not page.exists() for page in pages)
 
 
@@ -222,7 +245,9 @@ def _time_left(seconds: float, done: float, left: float) -> str:
 
 def _missing(study: str, todo: list[Job]) -> list[config.Spec]:
     groups = [grouping.groups(study)[job.name] for job in todo if job.kind == "group"]
-    ahead = schedule.missing([spec for group in groups for spec in group.specs], study)
+    specs = [spec for group in groups for spec in group.specs]
+    looked = store.look(spec.key for spec in grouping.everything(specs))
+    ahead = schedule.missing(specs, study, looked)
     return [task for task in ahead if not isinstance(task, config.Data)]
 
 

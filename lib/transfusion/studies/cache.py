@@ -19,27 +19,27 @@ def ls() -> pd.DataFrame:
     """Every result by key: kind, model, init, state, MB, hours, and the studies that need it."""
     needed = _needed()
     rows = {}
-    for folder in _folders():
-        fields = _fields(folder)
-        rows[folder.name] = {
+    for key, told in store.look().items():
+        fields = _fields(store.run_folder(key))
+        rows[key] = {
             "kind": fields.get("kind", "?"),
             "model": fields.get("model", ""),
             "init": fields.get("init", {}).get("name", ""),
-            "state": store.state(folder.name),
-            "MB": store.disk_size(folder.name) / 1e6,
-            "hours": store.seconds(folder.name) / 3600,
-            "needed by": ", ".join(needed.get(folder.name, [])),
+            "state": told["state"],
+            "MB": told["bytes"] / 1e6,
+            "hours": told["seconds"] / 3600,
+            "needed by": ", ".join(needed.get(key, [])),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("key")
 
 
 def _needed() -> dict[str, list[str]]:
-    """Keys that a study has in a group, collected or not, and which studies."""
+    """Keys that a study asks for, collected or not, and which studies."""
     needed: dict[str, list[str]] = {}
     for study in params.studies():
-        for group in grouping.groups(study).values():
-            for spec in group.specs:
-                needed.setdefault(spec.key, []).append(study)
+        asked = [spec for c in params.chapters(study) for spec in params.specs(study, c)]
+        for spec in grouping.everything(asked):
+            needed.setdefault(spec.key, []).append(study)
     return needed
 
 

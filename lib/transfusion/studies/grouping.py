@@ -1,4 +1,4 @@
-"""Groups of runs: all of a network that the same chapters need, or one long run; a job each.
+"""Groups of runs: of a network that the same chapters need, or one long run; a job each.
 
 No torch is imported here: a batch job reads this again before it computes.
 """
@@ -8,19 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from transfusion import config, machine, records, store
 from transfusion.config import Spec
+from transfusion.experiments import plan
 from transfusion.studies import collected, params, schedule
 
 # Operations a second that `plan` reckons with: a core with bfloat16 (float32 alone and older
 # processors do less), and an H200 with ten trainings at once, of CBR networks and ResNet-50 at 48
 # and 64 px, which did 5.2e15 in 137 s.
 CORE, GPU = 2e11, 3.8e13
+HOUR, RUNS = 3600 * CORE, 200  # more operations, or more of them, are several groups
 LONG = 2e8  # pixels that a training sees: ten minutes of a core for ResNet-50, one for CBR-Tiny
 
 
@@ -31,10 +33,11 @@ def chapter_fingerprint(study: str, chapter: str) -> str:
 
 
 class Group(NamedTuple):
-    """What one job computes, in one process: all of one network that the same chapters need, or one
-    long run."""
+    """What one job computes, in one process: an hour's share of one network that the same chapters
+    need, or one long run."""
 
     specs: tuple[Spec, ...]
+    chapters: tuple[str, ...]  # that show or need them
     needs: tuple[str, ...]  # other groups
     devices: int  # that each training shares
 
@@ -53,8 +56,9 @@ def groups(study: str) -> dict[str, Group]:
     members: dict[str, list[Spec]] = {}
     for spec, shown in wanted.values():
         members.setdefault(_group_name(spec, shown), []).append(spec)
-    place = {spec.key: name for name, within in members.items() for spec in within}
-    return {name: _group(name, within, place) for name, within in members.items()}
+    parts = {n: part for name, within in members.items() for n, part in _parts(name, within)}
+    place = {spec.key: name for name, part in parts.items() for spec in part}
+    return {n: _group(n, part, wanted[part[0].key][1], place) for n, part in parts.items()}
 
 
 def everything(specs: Iterable[Spec]) -> Iterable[Spec]:
@@ -83,18 +87,50 @@ def _is_long(run: config.Run) -> bool:
     return pixels > LONG or run.optim.devices > 1
 
 
-def _group(name: str, members: list[Spec], place: dict[str, str]) -> Group:
+def _parts(name: str, members: list[Spec]) -> Iterator[tuple[str, list[Spec]]]:
+    """As many groups as the limits ask for, `name`, `name-2` and so on; what is added to a study
+    later comes last, and leaves the earlier ones as they are."""
+    parts: list[list[Spec]] = [[]]
+    operations = 0.0
+    for piece in _pieces(members):
+        more = sum(map(schedule.cost, piece))
+        if parts[-1] and (len(parts[-1]) + len(piece) > RUNS or operations + more > HOUR):
+            parts.append([])
+            operations = 0.0
+        parts[-1] += piece
+        operations += more
+    for number, part in enumerate(parts, start=1):
+        yield (f"{name}-{number}" if number > 1 else name), part
+
+
+def _pieces(members: list[Spec]) -> Iterator[list[Spec]]:
+    """What stays together, as one machine computes what is compared: a repetition that fits."""
+    found: dict[tuple, list[Spec]] = {}
+    for spec in sorted(members, key=_order):
+        found.setdefault(records.repetition(spec), []).append(spec)
+    for within in found.values():
+        fits = len(within) <= RUNS and sum(map(schedule.cost, within)) <= HOUR
+        yield from [within] if fits else ([spec] for spec in within)
+
+
+def _order(spec: Spec) -> tuple[int, int, int]:
+    """Pretrainings, then repetitions as seeds are added, then what compares them."""
+    if isinstance(spec, config.Comparison):
+        return 2, 0, 0
+    return int(spec.seed != plan.SOURCE_SEED), spec.seed, spec.data.fold
+
+
+def _group(name: str, members: list[Spec], chapters: list[str], place: dict[str, str]) -> Group:
     needed = {place[need.key] for need in everything(members)} - {name}
     devices = [spec.optim.devices for spec in members if isinstance(spec, config.Run)]
-    return Group(tuple(members), tuple(sorted(needed)), max(devices, default=1))
+    return Group(tuple(members), tuple(chapters), tuple(sorted(needed)), max(devices, default=1))
 
 
 def groups_of(study: str, chapter: str) -> list[str]:
     """The groups that a chapter needs, none where its results are collected already."""
     if collected.is_collected(study, chapter):
         return []
-    needed = {spec.key for spec in everything(params.specs(study, chapter))}
-    return [n for n, group in groups(study).items() if needed & {s.key for s in group.specs}]
+    return [name for name, group in groups(study).items() if chapter in group.chapters]
 
 
 def minutes(study: str, group: str) -> int:
@@ -137,7 +173,8 @@ def _close(study: str, name: str, group: Group, error: str) -> None:
     """A group's done-file; or where it is not whole, what of the error is its own, as its log."""
     log = done_file(study, name).with_suffix(".log")
     if not schedule.missing(group.specs, study):
-        store.write_json(done_file(study, name), {"results": _results(study, group)})
+        there = records.index(store.records_folder(study))
+        store.write_json(done_file(study, name), {"results": _results(study, group, there)})
         return
     keys = {spec.key for spec in everything(group.specs)}
     lines = [line for line in error.splitlines() if keys & {*re.findall(r"\w+", line)}]
@@ -145,20 +182,21 @@ def _close(study: str, name: str, group: Group, error: str) -> None:
     log.write_text("transfusion: " + "\n  ".join(line.strip() for line in lines or [error]) + "\n")
 
 
-def _results(study: str, group: Group) -> dict[str, str]:
+def _results(study: str, group: Group, there: records.Index) -> dict[str, str]:
     """What a done-file vouches for: the checksum of each result's record."""
-    names = records.recorded(study, group.specs)
-    there = records.index(store.records_folder(study))
+    names = records.recorded(study, group.specs, there)
     return {
         spec.key: there[names[spec.key]].header["sha256"] if spec.key in names else "missing"
         for spec in group.specs
     }
 
 
-def is_done(study: str, name: str) -> bool:
-    """Whether a group's done-file is there and its results still are what it vouches for."""
+def is_done(study: str, name: str, there: records.Index | None = None) -> bool:
+    """Whether a group's done-file is there and its results still are what it vouches for. Who asks
+    often gives what records are `there`."""
     try:
         kept = json.loads(done_file(study, name).read_text())["results"]
     except (OSError, ValueError, KeyError, TypeError):  # absent, a folder, cut, something else
         return False
-    return kept == _results(study, groups(study)[name])
+    there = records.index(store.records_folder(study)) if there is None else there
+    return kept == _results(study, groups(study)[name], there)

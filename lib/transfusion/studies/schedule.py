@@ -6,10 +6,11 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache
+from functools import partial
+from typing import Any
 
 from transfusion import config, machine, records, store
 from transfusion.images import tasks
@@ -28,28 +29,31 @@ class Failed(RuntimeError):
     """Some of the work could not be done; what was finished is kept."""
 
 
-def missing(specs: Iterable[config.Spec], study: str | None = None) -> list[Task]:
+def missing(
+    specs: Iterable[config.Spec],
+    study: str | None = None,
+    looked: Mapping[str, dict[str, Any]] | None = None,
+) -> list[Task]:
     """Whatever must be computed for these, in the order of need.
 
     A run or comparison that a study has a record of is done; what is still to be computed needs the
-    weights of others, so a recorded run whose weights are not here may be among them.
+    weights of others, so a recorded run whose weights are not here may be among them. What counts
+    as there is read and hashed, or believed where it was `looked` at, as `store.look` does.
     """
     specs = list(specs)
+    there = _there if looked is None else partial(_said, looked)
     done = records.done(study, specs) if study else set()
     precisions = _precisions(specs, study)
     needed: dict[str, Task] = {}
     for spec in specs:
-        if spec.key not in done and not _there(spec, precisions.get(spec.key)):
+        if spec.key not in done and not there(spec, precisions.get(spec.key)):
             for need in needs(spec):
                 needed.setdefault(need.key, need)
             needed[spec.key] = spec
     asked = {spec.key for spec in specs} - done
     compared = {run.key for s in specs if isinstance(s, config.Comparison) for run in s.runs}
-    return [
-        task
-        for key, task in needed.items()
-        if not _there(task, precisions.get(key) if key in asked | compared else None)
-    ]
+    in_one = {key: precisions[key] for key in asked | compared if key in precisions}
+    return [task for key, task in needed.items() if not there(task, in_one.get(key))]
 
 
 def _precisions(specs: Iterable[config.Spec], study: str | None) -> dict[str, config.Native]:
@@ -83,6 +87,19 @@ def _there(task: Task, precision: config.Native | None = None) -> bool:
     whole = not isinstance(task, config.Run) or store.complete(task.key)
     as_asked = precision in (None, store.facts(task.key).get("precision"))
     return whole and as_asked and store.read(task.key) is not None
+
+
+def _said(
+    looked: Mapping[str, dict[str, Any]], task: Task, precision: config.Native | None = None
+) -> bool:
+    """The same, as far as names of files and done.json tell."""
+    if isinstance(task, config.Data):
+        return _there(task)
+    told = looked.get(task.key, {})
+    failed = told.get("state") == "failed"
+    whole = failed or told.get("weights") or not isinstance(task, config.Run)
+    ended = failed or told.get("state") == "done"
+    return bool(ended and whole and precision in (None, told.get("precision")))
 
 
 def compute(
@@ -270,7 +287,6 @@ def ranks(tasks: list[Task]) -> dict[str, float]:
     return ranks
 
 
-@cache
 def cost(task: Task) -> float:
     """About how many floating-point operations a task takes."""
     if isinstance(task, config.Data):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import pandas as pd
 
 from transfusion import config, records, store
 from transfusion.config import Spec
 from transfusion.statistics import contrasts, intervals
 from transfusion.studies import collected, grouping, params, schedule
+
+Looked = dict[str, dict[str, Any]]  # key -> what `store.look` tells
+MISSING: dict[str, Any] = {"state": "missing", "seconds": 0.0, "bytes": 0}
 
 
 def could_show(study: str) -> pd.DataFrame:
@@ -42,41 +48,41 @@ def status(study: str) -> pd.DataFrame:
     counts as it says, whether or not its weights are here.
     """
     asked = {chapter: params.specs(study, chapter) for chapter in params.chapters(study)}
-    rows = {chapter: _state(study, found) for chapter, found in asked.items()}
-    rows["all"] = _state(study, [spec for found in asked.values() for spec in found])
+    every = [spec for found in asked.values() for spec in found]
+    looked = store.look(spec.key for spec in grouping.everything(every))
+    rows = {chapter: _state(study, found, looked) for chapter, found in asked.items()}
+    rows["all"] = _state(study, every, looked)
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("chapter")
     recorded = [collected.all_recorded(study, found) for found in asked.values()]
     table.insert(0, "collected", [*("yes" if whole else "no" for whole in recorded), ""])
     return table
 
 
-def _state(study: str, asked: list[Spec]) -> dict[str, float]:
-    every = list(grouping.everything(asked))
-    kept = _recorded_facts(study, every)
-    states = {s.key: kept[s.key]["status"] if s.key in kept else store.state(s.key) for s in every}
-    counts = {name: 0 for name in store.STATES} | pd.Series(states).value_counts().to_dict()
-    seconds = sum(
-        kept[key]["seconds"] if key in kept else store.seconds(key)
-        for key, state in states.items()
-        if state != "missing"
-    )
+def _state(study: str, asked: list[Spec], looked: Looked) -> dict[str, float]:
+    keys = [spec.key for spec in grouping.everything(asked)]
+    kept = _recorded_facts(study, asked)
+    told = [kept.get(key) or looked.get(key, MISSING) for key in keys]
+    states = Counter(one["state"] for one in told)
     return {
-        **counts,
-        "MB": sum(store.disk_size(key) for key in states) / 1e6,
-        "hours": seconds / 3600,
-        "to come": sum(map(schedule.cost, _to_come(study, asked))) / grouping.CORE / 3600,
+        **{name: states[name] for name in store.STATES},
+        "MB": sum(looked.get(key, MISSING)["bytes"] for key in keys) / 1e6,
+        "hours": sum(one["seconds"] for one in told) / 3600,
+        "to come": sum(map(schedule.cost, _to_come(study, asked, looked))) / grouping.CORE / 3600,
     }
 
 
-def _recorded_facts(study: str, specs: list[Spec]) -> dict[str, dict]:
-    facts = records.facts(study)
-    return {key: facts[name] for key, name in records.recorded(study, specs).items()}
+def _recorded_facts(study: str, asked: list[Spec]) -> Looked:
+    there = records.index(store.records_folder(study))
+    names = records.recorded(study, grouping.everything(asked), there)
+    facts = {key: there[name].header["facts"] for key, name in names.items()}
+    return {k: {"state": f["status"], "seconds": f["seconds"]} for k, f in facts.items()}
 
 
-def _to_come(study: str, asked: list[Spec]) -> list[Spec]:
+def _to_come(study: str, asked: list[Spec], looked: Looked) -> list[Spec]:
     """What would be computed for these: also recorded runs, where a comparison needs weights that
     are not here."""
-    return [task for task in schedule.missing(asked, study) if not isinstance(task, config.Data)]
+    ahead = schedule.missing(asked, study, looked)
+    return [task for task in ahead if not isinstance(task, config.Data)]
 
 
 def plan(study: str, *, core: float = grouping.CORE, gpu: float = grouping.GPU) -> pd.DataFrame:
@@ -88,11 +94,11 @@ def plan(study: str, *, core: float = grouping.CORE, gpu: float = grouping.GPU) 
         spec.key: name for name, group in grouping.groups(study).items() for spec in group.specs
     }
     counted, ahead = set[str](), set[str]()
-    rows = {}
+    looked, rows = store.look(place), {}
     for chapter in params.chapters(study):
         asked = params.specs(study, chapter)
         new = [s for s in grouping.everything(asked) if s.key not in counted]
-        left = [spec for spec in _to_come(study, asked) if spec.key not in ahead]
+        left = [spec for spec in _to_come(study, asked, looked) if spec.key not in ahead]
         counted |= {spec.key for spec in new}
         ahead |= {spec.key for spec in left}
         operations, remaining = (sum(map(schedule.cost, some)) for some in (new, left))
