@@ -100,6 +100,7 @@ FILES = ("done.json", "spec.json", "result.zarr", "weights.safetensors", "log.tx
 def test_a_finished_run_is_found_or_computed_again(whole, name, how):
     run, result, weights = whole
     damage(store.run_folder(run.key) / name, how)
+    assert list(kept.ls().index) == [run.key]
     assert is_same(run, result, weights)
     assert store.state(run.key) == "done" and not dict(kept.verify())
 
@@ -245,6 +246,32 @@ def test_a_group_whose_file_says_nothing_is_not_done(tmp_path, monkeypatch, cont
     assert not grouping.is_done("quick", "whatever")
 
 
+@pytest.mark.parametrize("name", ["status", "seconds", "bytes", "key", "sha256", "precision"])
+def test_done_files_are_believed_whole_or_not_at_all(whole, name):
+    run, result, weights = whole
+    path = store.run_folder(run.key) / "done.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {name: [3]}))
+    assert store.state(run.key) == "missing" and list(kept.ls()["state"]) == ["missing"]
+    del told["seal"]  # as it was before there were seals
+    path.write_text(json.dumps(told))
+    assert store.state(run.key) == "done"
+    assert is_same(run, result, weights)
+
+
+def test_a_run_of_another_key_is_not_taken_for_this_one(whole):
+    run, *_ = whole
+    other = replace(run, seed=1)
+    shutil.copytree(store.run_folder(run.key), store.run_folder(other.key))
+    assert store.state(other.key) == "missing" and store.read(other.key) is None
+    told = store.run_folder(other.key) / "done.json"
+    said = json.loads(told.read_text()) | {"key": other.key}
+    del said["seal"]
+    told.write_text(json.dumps(said))
+    assert store.read(other.key) is None and any(run.key in why for why in kept.verify())
+    assert fit.fit(other).attrs["key"] == other.key
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff{", b"{}", b"[]", b"3", b'{"schema": "result/2"}'])
 def test_a_run_whose_file_says_nothing_counts_as_missing_for_whoever_asks(whole, content):
     run, result, weights = whole
@@ -351,16 +378,16 @@ def test_a_page_that_is_not_whole_is_rendered_again(study, tmp_path, monkeypatch
     monkeypatch.setattr(render, "render", rendered)
     render.chapter("made_up", "performance")
     page = batch.Job("chapter", "performance", render.executed("made_up", "performance"))
-    assert batch._is_fresh("made_up", page)
+    assert not batch._stale("made_up", [page])
     damage(page.file.with_name(name), how)
     if how == "a link elsewhere":
-        assert batch._is_fresh("made_up", page)
+        assert not batch._stale("made_up", [page])
         return
-    assert not batch._is_fresh("made_up", page)
+    assert batch._stale("made_up", [page])
     batch._remove_stale("made_up", [page])
     assert not page.file.exists() and not page.file.is_symlink()
     render.chapter("made_up", "performance")
-    assert batch._is_fresh("made_up", page) and len(written) == 2
+    assert not batch._stale("made_up", [page]) and len(written) == 2
 
 
 @pytest.mark.parametrize("how", DAMAGES)

@@ -212,7 +212,8 @@ def finish(
     weights = [*folder.glob("*.safetensors")]
     size = sum(map(_size, [folder / "result.zarr", *weights]))
     sums = {path.name: checksum(path) for path in weights}
-    write_json(folder / "done.json", facts | {"bytes": size, "sha256": sums})
+    told = facts | {"bytes": size, "sha256": sums}
+    write_json(folder / "done.json", told | {"seal": _seal(told)})
     return read_zarr(folder / "result.zarr")
 
 
@@ -221,9 +222,17 @@ def read(key: str) -> xr.Dataset | None:
     if _done(key) is None:
         return None
     try:
-        return read_zarr(run_folder(key) / "result.zarr")
+        return _result(key)
     except (FileNotFoundError, Damaged):
         return None
+
+
+def _result(key: str) -> xr.Dataset:
+    """As `read_zarr`; another's that was put there is Damaged."""
+    found = read_zarr(run_folder(key) / "result.zarr")
+    if found.attrs.get("key") != key:
+        raise Damaged(f"{run_folder(key)} has the result of {found.attrs.get('key')}; delete it")
+    return found
 
 
 def save_weights(key: str, content: bytes) -> None:
@@ -259,14 +268,30 @@ def _told(key: str) -> dict | None:
         told = json.loads((run_folder(key) / "done.json").read_text())
     except (OSError, ValueError):  # absent, a folder, cut, no text
         return None
-    return (
-        told if isinstance(told, dict) and told.keys() >= {"schema", "status", "sha256"} else None
-    )
+    return told if isinstance(told, dict) and _is_of(key, told) else None
+
+
+def _is_of(key: str, told: dict) -> bool:
+    """Whether this was said of a result under this key, as far as types and the seal tell; what was
+    computed before there were seals has none."""
+    numbers = all(isinstance(told.get(name, 0), (int, float)) for name in ("seconds", "bytes"))
+    said = told.get("key") == key and "schema" in told and told.get("status") in ENDED
+    return said and numbers and isinstance(told.get("sha256"), dict) and _is_sealed(told)
+
+
+def _is_sealed(told: dict) -> bool:
+    return "seal" not in told or told["seal"] == _seal(told)
+
+
+def _seal(told: dict) -> str:
+    """sha256 of all else that done.json says."""
+    rest = {name: value for name, value in told.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def verify(key: str) -> None:
     """Read and hash again all that is kept under a key; raises Damaged or FileNotFoundError."""
-    read_zarr(run_folder(key) / "result.zarr")
+    _result(key)
     for name, expected in (_done(key) or {"sha256": {}})["sha256"].items():
         if checksum(run_folder(key) / name) != expected:
             raise Damaged(f"{run_folder(key) / name} is not what was written; delete it")
@@ -278,7 +303,8 @@ def verify_weights(path: Path) -> None:
         raise Damaged(f"{path} is not the file its name says; import it again")
 
 
-STATES = ("done", "failed", "running", "started", "stale", "missing")
+ENDED = ("done", "failed")  # a run that failed by itself (no finite loss) has ended, too
+STATES = (*ENDED, "running", "started", "stale", "missing")
 
 
 def state(key: str) -> str:
@@ -323,7 +349,7 @@ def _unfinished(key: str) -> str:
 
 def _is_leased(key: str) -> bool:
     path = run_folder(key) / "lock"
-    if not path.exists():
+    if path.is_symlink() or not path.is_file():  # nothing that a process of ours would hold
         return False
     lock = FileLock(path)
     try:

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from transfusion import cli, experiments, store, studies
+from transfusion import cli, experiments, machine, store, studies
 from transfusion.studies import cache, grouping, params, schedule
 
 from ..conftest import KNOBS, results_of
@@ -46,6 +46,18 @@ def test_pruning_lists_first_and_removes_only_what_no_study_needs(kept, tiny_run
     assert cache.superfluous() == []
     runs = experiments.runs("performance", **params.knobs("made_up", "performance"))
     assert schedule.missing(runs) == []
+
+
+def test_what_a_study_needs_on_other_machines_is_not_pruned(kept, monkeypatch):
+    """`precision: auto` gives other keys where bfloat16 is fast."""
+    folder = store.HOME / "params" / "made_up"
+    (folder / "common.yml").write_text(json.dumps({**KNOBS, "seeds": 1, "precision": "auto"}))
+    keys = []
+    for fast in ("float32", "bfloat16"):
+        monkeypatch.setattr(machine, "precision", lambda fast=fast: fast)
+        keys.append({spec.key for spec in params.specs("made_up", "performance")})
+        assert not keys[-1] - cache._needed().keys()
+    assert keys[0] != keys[1]
 
 
 def test_what_is_at_work_is_not_pruned(kept, tiny_run):

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from transfusion import config, machine, records, store
+from transfusion import config, files, machine, records, store
 from transfusion.boxes import box, outbox
 from transfusion.boxes.crew import Crew, assign, listen, more_workers, progress
 from transfusion.images import stored, tasks
@@ -148,7 +148,7 @@ def _held(log: TextIO) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    lock = FileLock(store.root() / ".work.lock")
+    lock = files.locked(store.root() / ".work.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from filelock import FileLock
 from numpy.typing import ArrayLike
 
-from transfusion import config, store
+from transfusion import config, files, store
 from transfusion.images import folds, stored
 from transfusion.images.drawn import canvas, films, objects, retinas
 
@@ -134,7 +133,7 @@ def _drawn(spec: config.Data) -> xr.Dataset:
     """A synthetic set, drawn and kept if it is missing or damaged."""
     path = drawn_path(spec)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    with files.locked(path.with_suffix(".lock")):
         try:
             return stored.read(path)
         except (FileNotFoundError, store.Damaged):

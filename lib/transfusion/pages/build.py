@@ -13,10 +13,9 @@ from pathlib import Path
 
 import nbformat
 import yaml
-from filelock import FileLock
 from tqdm import tqdm
 
-from transfusion import config, machine, records, store
+from transfusion import config, files, machine, records, store
 from transfusion.experiments import plan
 from transfusion.studies import collected, grouping, params, render
 
@@ -51,7 +50,7 @@ def book(main: str = "quick") -> Path:
     """
     config.one_of(main, params.studies(), "study")
     render.BUILD.mkdir(parents=True, exist_ok=True)
-    with FileLock(render.BUILD / ".lock"):  # two calls would build in one folder
+    with files.locked(render.BUILD / ".lock"):  # two calls would build in one folder
         return _book(_pages(main), main)
 
 

@@ -26,7 +26,6 @@ from transfusion.studies import grouping, params, render, schedule
 
 PROFILES = store.HOME / "params" / "profiles"
 START = 1e12  # floating-point operations that a page counts as: five seconds of a core
-ENDED = ("done", "failed")  # a run that failed by itself (no finite loss) has ended, too
 OUTCOMES = ("done", "up to date", "failed", "not begun")
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left"
 LINES = 15.0  # seconds between two lines of progress where there is no terminal
@@ -231,7 +230,7 @@ def _watch(study: str, runs: dict[str, float], todo: list[Job], process: subproc
 def _left(runs: dict[str, float], pages: list[Path]) -> tuple[dict[str, float], float]:
     """The runs that have not ended, and the cost of these and of the pages that are not there."""
     begun = {key: told["state"] for key, told in store.look(runs).items()}
-    ahead = {key: cost for key, cost in runs.items() if begun.get(key) not in ENDED}
+    ahead = {key: cost for key, cost in runs.items() if begun.get(key) not in store.ENDED}
     trained = sum(cost * store.share_trained(key) for key, cost in ahead.items() if key in begun)
     return ahead, sum(ahead.values()) - trained + START * sum(not page.exists() for page in pages)
 

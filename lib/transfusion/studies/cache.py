@@ -34,10 +34,10 @@ def ls() -> pd.DataFrame:
 
 
 def _needed() -> dict[str, list[str]]:
-    """Keys that a study asks for, collected or not, and which studies."""
+    """Keys that a study asks for on any machine, collected or not, and which studies."""
     needed: dict[str, list[str]] = {}
     for study in params.studies():
-        asked = [spec for c in params.chapters(study) for spec in params.specs(study, c)]
+        asked = [spec for c in params.chapters(study) for spec in params.of_all_machines(study, c)]
         for spec in grouping.everything(asked):
             needed.setdefault(spec.key, []).append(study)
     return needed
@@ -49,9 +49,10 @@ def _folders() -> list[Path]:
 
 def _fields(folder: Path) -> dict:
     try:
-        return json.loads((folder / "spec.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        told = json.loads((folder / "spec.json").read_text())
+    except (OSError, ValueError):  # absent, a folder, cut, no text
         return {}
+    return told if isinstance(told, dict) and isinstance(told.get("init", {}), dict) else {}
 
 
 def verify() -> pd.Series:

@@ -52,7 +52,8 @@ def collect(chapter: str, notebook: Mapping[str, Any] | None = None, **parameter
         return found
     if _mended(study, specs, names):
         return collect(chapter, notebook, **parameters)
-    results = [(of, spec, _result(study, names[spec.key])) for of, spec in labelled]
+    there = records.index(store.records_folder(study))
+    results = [(of, spec, _result(study, names[spec.key], there)) for of, spec in labelled]
     dataset = plan.CHAPTERS[chapter].table(results)
     dataset.attrs = {
         "runs": json.dumps([_facts(*each) for each in results]),
@@ -90,10 +91,10 @@ def _tables() -> str:
 
 def _mended(study: str, specs: list[Spec], names: dict[str, str]) -> bool:
     """Whether some of these records were not whole, and so are made again."""
-    damaged = []
+    damaged, there = [], records.index(store.records_folder(study))
     for spec in specs:
         try:
-            records.whole(store.records_folder(study), names[spec.key])
+            records.whole(store.records_folder(study), names[spec.key], there)
         except (store.Damaged, FileNotFoundError) as error:
             print(f"{error}: made again; if git has it, a checkout is faster", file=sys.stderr)
             damaged.append(spec)
@@ -135,8 +136,8 @@ def result(study: str, spec: Spec) -> xr.Dataset:
     return _result(study, records.recorded(study, [spec]).get(spec.key, spec.key))
 
 
-def _result(study: str, called: str) -> xr.Dataset:
-    return metrics.scored(records.whole(store.records_folder(study), called))
+def _result(study: str, called: str, there: records.Index | None = None) -> xr.Dataset:
+    return metrics.scored(records.whole(store.records_folder(study), called, there))
 
 
 def _facts(labels: Labels, spec: Spec, result: xr.Dataset) -> dict:

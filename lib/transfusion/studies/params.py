@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from transfusion import config, store
 from transfusion.config import Spec
@@ -80,6 +80,17 @@ def chapters(study: str) -> list[str]:
     """The chapters that a study has parameters for, in the order of the book."""
     folder = store.HOME / "params" / study
     return [c for c in (*CHAPTERS, *WITHOUT_RUNS) if (folder / f"{c}.yml").exists()]
+
+
+def of_all_machines(study: str, chapter: str) -> list[Spec]:
+    """The same, in each precision where it is left to the machine: a cache may serve several."""
+    found = knobs(study, chapter)
+    chosen = get_args(config.Native) if found.get("precision") == "auto" else [None]
+    return [
+        spec
+        for precision in chosen
+        for spec in plan.runs(chapter, **found | ({"precision": precision} if precision else {}))
+    ]
 
 
 def specs(study: str, chapter: str) -> list[Spec]:
