@@ -204,19 +204,23 @@ def merge(folder) -> None:
 
 
 @_takes(
-    _arg("what", choices=["ls", "verify", "prune", "compact"]),
-    _arg("study", nargs="?", help="compact: whose records are joined in few files"),
+    _arg("what", choices=["ls", "verify", "prune", "forget", "compact"]),
+    _arg("name", nargs="*", help="forget: keys; compact: a study, its records joined in few files"),
     _arg("--yes", action="store_true", help="prune: remove, not only list"),
 )
-def cache(what, study, yes) -> None:
+def cache(what, name, yes) -> None:
     """what is kept: list it, hash it again, clear it"""
     from transfusion import config, records
     from transfusion.studies import cache, params
 
+    if what in ("compact", "forget") and not name:
+        raise ValueError(f"{what}: expected {'a study' if what == 'compact' else 'keys'}")
     if what == "compact":
-        if study is None:
-            raise ValueError("compact: expected a study")
-        print(f"{records.compact(config.one_of(study, params.studies(), 'study'))} files")
+        for study in name:
+            print(f"{records.compact(config.one_of(study, params.studies(), 'study'))} files")
+    elif what == "forget":
+        for key in name:
+            print("removed:\n  " + "\n  ".join(cache.forget(key)))
     elif what == "ls":
         print(_shown(cache.ls(), False))
     elif what == "verify":

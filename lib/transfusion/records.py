@@ -413,12 +413,13 @@ def mend(study: str, spec: config.Spec, called: str) -> None:
     shares = index(folder)[called].header["facts"].get("shares", [])
     for name in [called, *shares]:
         if not is_whole(folder, name):
-            _remove(folder, name)
+            remove(folder, name)
     if not keep(study, spec) or not is_whole(folder, called):
-        _remove(folder, called)
+        remove(folder, called)
 
 
-def _remove(folder: Path, called: str) -> None:
+def remove(folder: Path, called: str) -> None:
+    """Take a record out of its study; a part that nothing else is whole in is set aside."""
     place = index(folder).get(called)
     if place is None:
         return

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from transfusion import cli, experiments, machine, store, studies
+from transfusion import cli, experiments, machine, records, store, studies
 from transfusion.studies import cache, grouping, params, schedule
 
 from ..conftest import KNOBS, results_of
@@ -58,6 +58,25 @@ def test_what_a_study_needs_on_other_machines_is_not_pruned(kept, monkeypatch):
         keys.append({spec.key for spec in params.specs("made_up", "performance")})
         assert not keys[-1] - cache._needed().keys()
     assert keys[0] != keys[1]
+
+
+def test_what_is_forgotten_is_computed_again(kept, capsys):
+    """As a failed run that is to be tried again, also where its record is one of many in a part."""
+    run = params.specs("made_up", "performance")[0]
+    for compacted in (False, True):
+        if compacted:
+            records.compact("made_up")
+        assert schedule.missing([run], "made_up") == []
+        assert cli.main(["cache", "forget", run.key]) == 0
+        assert run.key in capsys.readouterr().out
+        assert schedule.missing([run], "made_up") == [run]
+        others = [spec for spec in params.specs("made_up", "performance") if spec != run]
+        assert schedule.missing(others, "made_up") == []
+        schedule.compute_here([run], "made_up")
+    assert cli.main(["cache", "forget", "0" * 12]) == 1
+    assert "nothing is kept under" in capsys.readouterr().err
+    with store.lease(run.key), pytest.raises(ValueError, match="at work"):
+        cache.forget(run.key)
 
 
 def test_what_is_at_work_is_not_pruned(kept, tiny_run):

@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 from tqdm import tqdm
 
-from transfusion import records, store
+from transfusion import config, records, store
 from transfusion.images import stored
 from transfusion.studies import grouping, params
 
@@ -87,6 +88,26 @@ def superfluous() -> list[str]:
     needed = _needed()
     states = {f.name: store.state(f.name) for f in _folders() if f.name not in needed}
     return [key for key, state in states.items() if state != "running"]
+
+
+def forget(key: str) -> list[str]:
+    """Remove a result and its records, whichever studies have them, so that whoever needs it has it
+    computed again; where they lay. Raises ValueError for one that is at work, or is nowhere."""
+    if store.state(key) == "running":
+        raise ValueError(f"{key} is at work: stop that first")
+    found, folder = [], store.run_folder(config.plain(key))
+    for study in sorted(path for path in (store.root() / "results").glob("*") if path.is_dir()):
+        for name in {key, *(f"{key}-{p}" for p in get_args(config.Native))} & {
+            *records.index(study)
+        }:
+            records.remove(study, name)
+            found.append(str(study / name))
+    if folder.exists():
+        store.discard(folder)
+        found.append(str(folder))
+    if not found:
+        raise ValueError(f"nothing is kept under {key!r}; `transfusion cache ls` lists what is")
+    return found
 
 
 def prune(keys: list[str]) -> int:
