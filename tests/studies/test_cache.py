@@ -75,6 +75,7 @@ def test_what_is_forgotten_is_computed_again(kept, capsys):
         schedule.compute_here([run], "made_up")
     assert cli.main(["cache", "forget", "0" * 12]) == 1
     assert "nothing is kept under" in capsys.readouterr().err
+    cache.forget(run.key)
     with store.lease(run.key), pytest.raises(ValueError, match="at work"):
         cache.forget(run.key)
 

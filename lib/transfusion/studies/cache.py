@@ -95,11 +95,10 @@ def forget(key: str) -> list[str]:
     computed again; where they lay. Raises ValueError for one that is at work, or is nowhere."""
     if store.state(key) == "running":
         raise ValueError(f"{key} is at work: stop that first")
-    found, folder = [], store.run_folder(config.plain(key))
+    found, folder = list[str](), store.run_folder(config.plain(key))
+    names = {key, *(f"{key}-{precision}" for precision in get_args(config.Native))}
     for study in sorted(path for path in (store.root() / "results").glob("*") if path.is_dir()):
-        for name in {key, *(f"{key}-{p}" for p in get_args(config.Native))} & {
-            *records.index(study)
-        }:
+        for name in sorted(names & records.index(study).keys()):
             records.remove(study, name)
             found.append(str(study / name))
     if folder.exists():
