@@ -78,7 +78,14 @@ def results_of(chapter, *, afresh=False, **knobs):
 
 
 _kept = tempfile.TemporaryDirectory(prefix="transfusion-tests-")
+os.environ["IPYTHONDIR"] = _kept.name  # a home that cannot be written is told of by a warning
 _computed: dict[str, Path] = {}
+
+
+@pytest.fixture(autouse=True)
+def fresh_groups():
+    """A study's groups are reckoned once a process; tests have several of one name."""
+    grouping.groups.cache_clear()
 
 
 @pytest.fixture

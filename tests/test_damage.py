@@ -323,9 +323,7 @@ def collect():
 def study(computed, cache, monkeypatch):
     shutil.copytree(computed / "cache", cache)
     monkeypatch.setattr(store, "HOME", computed / "home")
-    grouping.groups.cache_clear()
-    yield cache
-    grouping.groups.cache_clear()
+    return cache
 
 
 OF_STUDY = (

@@ -11,7 +11,7 @@ import xarray as xr
 import zarr
 from transfusion import config, experiments, files, machine, records, store, studies
 from transfusion.statistics import metrics
-from transfusion.studies import cache, collected, grouping, params, schedule, status
+from transfusion.studies import cache, collected, params, schedule, status
 from transfusion.training import fit
 
 from .conftest import KNOBS, results_of
@@ -191,11 +191,9 @@ def study(cache, tmp_path, monkeypatch):
     for chapter in ("performance", "representations", "first_layer"):
         own = {"images": 40, "positions": 4, "neurons": 8} if chapter[0] == "r" else {}
         (folder / f"{chapter}.yml").write_text(json.dumps({"study": "made_up"} | own))
-    grouping.groups.cache_clear()
     for chapter in params.chapters("made_up"):
         results_of(chapter, **params.knobs("made_up", chapter))
-    yield cache
-    grouping.groups.cache_clear()
+    return cache
 
 
 CHAPTERS = ("performance", "representations", "first_layer")

@@ -40,9 +40,7 @@ def study(cache, tmp_path, monkeypatch):
     (folder / "common.yml").write_text(json.dumps(common))
     (folder / "performance.yml").write_text("{study: made_up}")
     (folder / "representations.yml").write_text(json.dumps({"study": "made_up"} | compared))
-    grouping.groups.cache_clear()
-    yield cache
-    grouping.groups.cache_clear()
+    return cache
 
 
 @pytest.fixture

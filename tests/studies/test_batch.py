@@ -48,6 +48,8 @@ class Place:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # Else whoever was started in the background, with SIGINT ignored, hands that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def call(self, *arguments):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 from transfusion import cli, experiments, machine, records, store, studies
-from transfusion.studies import cache, grouping, params, schedule
+from transfusion.studies import cache, params, schedule
 
 from ..conftest import KNOBS, results_of
 
@@ -20,10 +20,8 @@ def cache_with_study(cache, tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "common.yml").write_text(json.dumps({**KNOBS, "seeds": 1}))
     (folder / "performance.yml").write_text("{study: made_up}")
-    grouping.groups.cache_clear()
     results_of("performance", **params.knobs("made_up", "performance"))
-    yield cache
-    grouping.groups.cache_clear()
+    return cache
 
 
 def test_what_is_kept_is_listed_with_who_needs_it(kept, tiny_run):

@@ -64,8 +64,7 @@ def study(tmp_path, monkeypatch):
         grouping.groups.cache_clear()
         return grouping.groups("made_up")
 
-    yield write
-    grouping.groups.cache_clear()
+    return write
 
 
 def test_one_seed_more_leaves_the_names_of_groups(study):

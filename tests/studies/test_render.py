@@ -201,11 +201,11 @@ def test_a_page_that_fails_is_named_after_the_others_were_rendered(tmp_path, mon
     monkeypatch.setattr(render, "is_fresh", lambda study, chapter: chapter == "fresh")
     asked = []
 
-    def run(command, **options):
+    def started(command, **options):
         asked.append(command[-1])
-        return mock.Mock(returncode=command[-1] == "broken")
+        return mock.Mock(wait=lambda: command[-1] == "broken")
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "Popen", started)
     with pytest.raises(RuntimeError, match=r"smoke broken \(log: .*broken.log\)"):
         build.render_all([("smoke", name) for name in ("broken", "whole", "fresh")])
     assert sorted(asked) == ["broken", "whole"]
