@@ -32,19 +32,6 @@ PATIENCE = 30.0
 LEFT = re.compile(r"\.(.+)\.[0-9a-f]{32}(\.[0-9a-f]{8})?\.(tmp|old)")  # target, process
 
 
-def locked(path: Path) -> FileLock:
-    """A lock by this file; whatever else lies in its place, a link of a stranger's too, goes."""
-    clear(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path)
-
-
-def clear(path: Path) -> None:
-    """Remove a folder or link that lies where a file should."""
-    if path.is_symlink() or path.is_dir():
-        discard(path)
-
-
 class Damaged(ValueError):
     """Files on disk are not what was written."""
 
@@ -131,6 +118,19 @@ def discard(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def clear(path: Path) -> None:
+    """Remove a folder or link that lies where a file should."""
+    if path.is_symlink() or path.is_dir():
+        discard(path)
+
+
+def locked(path: Path) -> FileLock:
+    """A lock by this file; whatever else lies in its place, a link of a stranger's too, goes."""
+    clear(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -24,7 +24,7 @@ import xarray as xr
 from filelock import FileLock, Timeout
 
 from transfusion import config, files, waiting
-from transfusion.files import (  # noqa: F401
+from transfusion.files import (  # noqa: F401  what is above asks `store` alone for the disk
     HOME,
     Damaged,
     atomic,

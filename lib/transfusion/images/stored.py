@@ -54,13 +54,13 @@ def write(
 
 def _array(path: Path, shape: tuple[int, ...]) -> Any:
     chunk = min(shape[0], max(1, CHUNK // math.prod(shape[1:])))
-    files = min(FILE, -(-shape[0] // chunk))
+    held = min(FILE, -(-shape[0] // chunk))
     return zarr.create_group(path).create_array(
         "pixels",
         shape=shape,
         dtype=np.uint8,
         chunks=(chunk, *shape[1:]),
-        shards=(files * chunk, *shape[1:]),
+        shards=(held * chunk, *shape[1:]),
         compressors=[ZstdCodec(), Crc32cCodec()],
         fill_value=0,
         chunk_key_encoding={"name": "default", "separator": "."},  # all files in one folder
