@@ -23,6 +23,14 @@ DAMAGES = (
     *("a folder", "a dead link", "a link elsewhere"),
 )
 
+# By default what differs most; all of them in `make test-all`.
+CASES = [
+    pytest.param(
+        how, marks=[pytest.mark.slow] if how in ("cut", "other type", "a dead link") else []
+    )
+    for how in DAMAGES
+]
+
 
 def damage(path, how):
     """What may befall a file: of a folder, its largest file or, where all of it goes, itself."""
@@ -95,7 +103,7 @@ def is_same(run, result, weights):
 FILES = ("done.json", "spec.json", "result.zarr", "weights.safetensors", "log.txt", "lock")
 
 
-@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("how", CASES)
 @pytest.mark.parametrize("name", FILES)
 def test_a_finished_run_is_found_or_computed_again(whole, name, how):
     run, result, weights = whole
@@ -105,7 +113,7 @@ def test_a_finished_run_is_found_or_computed_again(whole, name, how):
     assert store.state(run.key) == "done" and not dict(kept.verify())
 
 
-@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("how", CASES)
 def test_a_checkpoint_is_taken_whole_or_not_at_all(whole, monkeypatch, how):
     run, result, weights = whole
     store.discard(store.run_folder(run.key))
@@ -154,7 +162,7 @@ def test_the_command_line_hands_on_that_a_checkpoint_of_other_code_may_go_on(mon
     assert os.environ[loop.RESUME_ANYWAY] == "1"
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped", "a folder", "a dead link", "other code"])
+@pytest.mark.parametrize("how", [*CASES[2:6], "other code"])
 def test_a_comparison_goes_on_from_whole_moments_of_its_code_alone(whole, monkeypatch, how):
     run, *_ = whole
     other = replace(run, seed=1)
@@ -183,7 +191,7 @@ def prepared(photographs, cache):
     return config.Data(name=full, size=32), tasks.prepared_path(full, 32)
 
 
-@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("how", CASES)
 def test_a_prepared_set_that_is_not_whole_is_named(prepared, how):
     spec, path = prepared
     before = store.checksum(tasks.load(spec))
@@ -215,7 +223,7 @@ def test_a_commit_that_was_changed_is_seen(whole):
     assert is_same(run, result, weights)
 
 
-@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("how", CASES)
 def test_named_weights_that_are_not_whole_are_named(cache, tmp_path, how):
     torch.save(models.build("cbr_tiny", outputs=2).state_dict(), tmp_path / "weights.pth")
     name = weights.import_weights("cbr_tiny", tmp_path / "weights.pth")
@@ -282,7 +290,7 @@ def test_a_run_whose_file_says_nothing_counts_as_missing_for_whoever_asks(whole,
     assert is_same(run, result, weights)
 
 
-@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("how", CASES)
 def test_drawn_images_that_are_not_whole_are_drawn_again(whole, how):
     run, *_ = whole
     before = store.checksum(tasks.load(run.data))
@@ -340,7 +348,7 @@ OF_STUDY = (
 )
 
 
-@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("how", CASES)
 @pytest.mark.parametrize("name", OF_STUDY)
 def test_whatever_of_a_study_is_damaged_its_results_are_what_they_were(study, name, how):
     expected = collect()
@@ -362,7 +370,7 @@ def test_whatever_of_a_study_is_damaged_its_results_are_what_they_were(study, na
     )
 
 
-@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("how", CASES)
 @pytest.mark.parametrize("name", ["performance.ipynb", "performance.json"])
 def test_a_page_that_is_not_whole_is_rendered_again(study, tmp_path, monkeypatch, name, how):
     monkeypatch.setattr(render, "BUILD", tmp_path / "_build")
@@ -388,7 +396,7 @@ def test_a_page_that_is_not_whole_is_rendered_again(study, tmp_path, monkeypatch
     assert not batch._stale("made_up", [page]) and len(written) == 2
 
 
-@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("how", CASES)
 @pytest.mark.parametrize("name", ["made_up.log", "made_up.lock"])
 def test_the_log_and_the_lock_of_a_study_may_be_anything(study, name, how):
     with batch._alone("made_up"):
@@ -400,7 +408,7 @@ def test_the_log_and_the_lock_of_a_study_may_be_anything(study, name, how):
         log.write("goes on")
 
 
-@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("how", CASES)
 def test_a_journal_of_a_dead_process_may_be_anything(cache, how):
     path = cache / ".processes" / ("0" * 32)
     path.parent.mkdir(parents=True)

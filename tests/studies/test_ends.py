@@ -40,7 +40,7 @@ COMMANDS = {
     "box": ("work", "box", "--minutes", "9", "--jobs", "2", "--out", "back"),
 }
 SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM, "INT": signal.SIGINT}
-QUICK = [("devices", "KILL"), ("page", "KILL"), ("pool", "INT")]
+QUICK = [("devices", "KILL"), ("page", "KILL")]
 CASES = [
     pytest.param(starter, end, marks=[] if (starter, end) in QUICK else pytest.mark.slow)
     for starter in (*SCRIPTS, *COMMANDS)
