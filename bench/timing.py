@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transfusion import machine, store
+from transfusion import machine, provenance
 from transfusion.training import loop
 
 SETTINGS = ("OPENBLAS_CORETYPE", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
@@ -72,7 +72,7 @@ def setting() -> dict:
         "precision": machine.precision(),
         "pytorch-cka": _version("pytorch-cka"),
         **{name: os.environ.get(name, "unset") for name in SETTINGS},
-        **store.provenance(),
+        **provenance.facts(),
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from transfusion import cli, config, files, store, studies
+from transfusion import cli, config, files, provenance, store, studies
 from transfusion.images import ingest, tasks
 from transfusion.networks import models, weights
 from transfusion.similarity import activations, comparison, second_moments
@@ -139,9 +139,9 @@ def test_a_checkpoint_of_other_code_is_begun_anew_unless_asked(whole, monkeypatc
     for resume in (False, True):
         store.discard(store.run_folder(run.key))
         with monkeypatch.context() as patch:
-            patch.setattr(store, "identity", lambda: "another")
-            patch.setattr(store.identity, "__wrapped__", store.identity, raising=False)
-            patch.setattr(store, "provenance", lambda: {"commit": "older"})
+            patch.setattr(provenance, "identity", lambda: "another")
+            patch.setattr(provenance.identity, "__wrapped__", provenance.identity, raising=False)
+            patch.setattr(provenance, "facts", lambda: {"commit": "older"})
             cut_short(patch, loop, "_save", lambda: fit.fit(run, checkpoint_seconds=0))
         if resume:
             monkeypatch.setenv(loop.RESUME_ANYWAY, "1")

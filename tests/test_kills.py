@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transfusion import config, files, records, store, studies
+from transfusion import config, files, provenance, records, store, studies
 from transfusion.boxes import box, pack, work
 from transfusion.images import ingest, tasks
 from transfusion.networks import models, weights
@@ -147,10 +147,10 @@ def forked(work, place, code):
     if child:
         return child
     try:
-        store.identity.cache_clear()
+        provenance.identity.cache_clear()
         if code:
-            store.identity = lambda: code
-            store.identity.__wrapped__ = store.identity
+            provenance.identity = lambda: code
+            provenance.identity.__wrapped__ = provenance.identity
         work(place)
         files.close_journal()
         os._exit(0)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import xarray as xr
-from transfusion import files, store
+from transfusion import files, provenance, store
 from transfusion.similarity import stored
 
 
@@ -197,4 +197,4 @@ def test_activations_that_break_off_leave_nothing(tmp_path, rng):
 
 def test_a_process_tells_one_commit(monkeypatch):
     """That of its code, whatever is committed while it works."""
-    assert store.provenance() is store.provenance()
+    assert provenance.facts() is provenance.facts()

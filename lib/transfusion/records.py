@@ -54,7 +54,7 @@ class Index(dict[str, Place]):
 
     @cached_property
     def begun(self) -> dict[tuple, config.Native]:
-        """As `begun` has it."""
+        """Repetition -> precision of most of its records, whichever chapter asked for them."""
         counts: dict[tuple, Counter] = {}
         for place in self.values():
             facts = place.header["facts"]
@@ -218,7 +218,7 @@ def leaves_precision(spec: config.Spec) -> bool:
 
 
 def begun(folder: Path) -> dict[tuple, config.Native]:
-    """Repetition -> precision of most of its records, whichever chapter asked for them."""
+    """In which precision each repetition of a folder was begun."""
     return index(folder).begun
 
 

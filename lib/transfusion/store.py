@@ -11,19 +11,16 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from filelock import FileLock, Timeout
 
-from transfusion import config, files, waiting
+from transfusion import config, files, provenance, waiting
 from transfusion.files import (  # noqa: F401  what is above asks `store` alone for the disk
     HOME,
     Damaged,
@@ -36,7 +33,6 @@ from transfusion.files import (  # noqa: F401  what is above asks `store` alone 
     write_sealed,
 )
 
-LIBRARY = Path(__file__).resolve().parent
 LAYOUT = "result/2"
 SEAL = "attrs_sha256"  # the attribute with the checksum of the others
 REST = "rest_sha256"  # that with the checksum of all but what may stay on disk
@@ -187,8 +183,8 @@ def _pieces(variable: xr.Variable) -> Iterator[np.ndarray]:
 @contextlib.contextmanager
 def lease(key: str, name: str = "lock") -> Iterator[None]:
     """Hold a key, so that two processes never compute it at once; falls with the process."""
-    provenance()  # of now
-    identity()
+    provenance.facts()  # of now
+    provenance.identity()
     with waiting.lock(run_folder(key) / name, f"{key} is being computed"):
         yield
 
@@ -204,8 +200,8 @@ def finish(
     facts = {"schema": LAYOUT, "key": spec.key, "status": status, "seconds": seconds}
     facts |= {n: dataset.attrs[n] for n in ("precision",) if n in dataset.attrs}
     write_json(folder / "spec.json", config.dump(spec))
-    began = provenance()
-    if identity.__wrapped__() != identity():  # edited meanwhile: what came late is of no commit
+    began = provenance.facts()
+    if provenance.has_changed():  # what was loaded late is of no commit
         began = began | {"commit": began["commit"].rstrip("+") + "+"}
     attrs = began | dataset.attrs | facts  # a result from elsewhere says where it was made
     write_zarr(dataset.assign_attrs(attrs), folder / "result.zarr")
@@ -276,11 +272,8 @@ def _is_of(key: str, told: dict) -> bool:
     computed before there were seals has none."""
     numbers = all(isinstance(told.get(name, 0), (int, float)) for name in ("seconds", "bytes"))
     said = told.get("key") == key and "schema" in told and told.get("status") in ENDED
-    return said and numbers and isinstance(told.get("sha256"), dict) and _is_sealed(told)
-
-
-def _is_sealed(told: dict) -> bool:
-    return told.get("seal") in (None, _seal(told))
+    sealed = told.get("seal") in (None, _seal(told))
+    return said and numbers and isinstance(told.get("sha256"), dict) and sealed
 
 
 def _seal(told: dict) -> str:
@@ -340,24 +333,11 @@ def _look(key: str) -> dict[str, Any]:
 
 
 def _unfinished(key: str) -> str:
-    if _is_leased(key):
+    if waiting.is_held(run_folder(key) / "lock"):
         return "running"
     if _told(key) is not None:
         return "stale"
     return "started" if (run_folder(key) / "checkpoint.pt").exists() else "missing"
-
-
-def _is_leased(key: str) -> bool:
-    path = run_folder(key) / "lock"
-    if path.is_symlink() or not path.is_file():  # nothing that a process of ours would hold
-        return False
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
 
 
 def seconds(key: str) -> float:
@@ -444,64 +424,3 @@ def verify_manifest(study: str) -> None:
     folder = root() / "collected" / study
     if (folder / "manifest.csv").read_text() != _manifest(folder):
         raise Damaged(f"{folder / 'manifest.csv'} does not list the runs of the results beside it")
-
-
-# --- provenance ------------------------------------------------------------------------------
-
-
-@cache
-def code(folder: Path = LIBRARY) -> str:
-    """A digest of a library's files, those that compute and those that only show."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".csv")):
-        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-# Files of the library that can change a result.
-COMPUTE = (
-    *("config.py", "terms.py", "machine.py"),
-    *("images", "networks", "training", "similarity", "statistics"),
-)
-
-
-@cache
-def identity() -> str:
-    """A digest of what computes: the library's files that can change a result, and the versions of
-    the libraries that do the sums. What was left unfinished by another is begun anew."""
-    digest = hashlib.sha256(json.dumps([_version(name) for name in PACKAGES]).encode())
-    for part in COMPUTE:
-        paths = [LIBRARY / part] if part.endswith(".py") else sorted((LIBRARY / part).rglob("*.py"))
-        for path in paths:
-            digest.update(str(path.relative_to(LIBRARY)).encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "xarray")
-
-
-@cache
-def provenance() -> dict[str, str]:
-    """Commit and versions, for the attrs of whatever is computed here: those of the moment when the
-    first computation began, since a checkout may go on while its code is at work."""
-    return {"commit": _commit(), **{name: _version(name) for name in PACKAGES}}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"
-
-
-def _commit() -> str:
-    """The checkout's commit, with `+` where tracked files of the library differ from it; of a
-    library that was packed, the commit that it was packed at."""
-    packed = Path(__file__).with_name("COMMIT")
-    if packed.exists():
-        return packed.read_text().strip()
-    command = ["git", "-C", str(HOME), "describe", "--always", "--abbrev=12", "--dirty=+"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -34,6 +34,17 @@ def lock(path: Path, why: str) -> Iterator[None]:
         held.release()
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process holds a lock file; a link or folder is nothing that one of ours would."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with files.locked(path).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def sign(path: Path) -> None:
     """Write into a lock file, which this process holds, who does."""
     mine = {"pid": os.getpid(), "host": socket.gethostname()}

@@ -21,7 +21,7 @@ import xarray as xr
 from PIL import Image
 from safetensors.numpy import load_file, save, save_file
 
-from transfusion import config, records, store
+from transfusion import config, provenance, records, store
 from transfusion.images import tasks
 
 # Bytes of weights a record, so that files of `outbox.LARGEST` fill well; a larger tensor has one of
@@ -53,8 +53,8 @@ def read(box: Path) -> list[Entry]:
         raise FileNotFoundError(f"no box at {box}: expected a folder with box.json") from None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{box / 'box.json'} is not what `pack` wrote: {error}") from None
-    if told["code"] != store.code():
-        own = box.resolve() in store.LIBRARY.parents
+    if told["code"] != provenance.code():
+        own = box.resolve() in provenance.LIBRARY.parents
         advice = "copy it again" if own else "work with its own: python -m transfusion, in the box"
         raise ValueError(
             f"the library is not the one that the box was packed with (commit {told['commit']}): "
@@ -308,7 +308,7 @@ def _merge_part(part: Path, found: Merged) -> None:
         if facts["kind"] in records.SHARED:
             continue
         (found.added if new else found.there).append(name)
-        if new and facts.get("commit") != store.provenance()["commit"]:
+        if new and facts.get("commit") != provenance.facts()["commit"]:
             found.other_code.append(name)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from transfusion import config, records, store
+from transfusion import config, provenance, records, store
 from transfusion.boxes import box
 from transfusion.experiments import plan
 from transfusion.images import stored, tasks
@@ -187,8 +187,8 @@ def _source(run: config.Run) -> Callable[[Path], None]:
 
 def _library(folder: Path) -> None:
     kinds = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(store.LIBRARY, folder / "transfusion", ignore=kinds)
-    (folder / "transfusion" / "COMMIT").write_text(store.provenance()["commit"])
+    shutil.copytree(provenance.LIBRARY, folder / "transfusion", ignore=kinds)
+    (folder / "transfusion" / "COMMIT").write_text(provenance.facts()["commit"])
     shutil.copy(store.HOME / "LICENSE", folder)
 
 
@@ -217,10 +217,10 @@ def _fitting(
 
 def _describe(folder: Path, names: list[str], kept: list[box.Entry]) -> None:
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and "transfusion" not in p.parts]
-    commit = store.provenance()["commit"]
+    commit = provenance.facts()["commit"]
     told = {
         "commit": commit,
-        "code": store.code(),
+        "code": provenance.code(),
         "entries": [
             {"study": e.study, "precision": e.precision, "spec": config.dump(e.spec)} for e in kept
         ],

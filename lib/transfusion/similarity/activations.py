@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from transfusion import config, store
+from transfusion import config, provenance, store
 from transfusion.networks import models, parts
 from transfusion.similarity import second_moments, stored
 from transfusion.training import loop
@@ -62,9 +62,9 @@ def capture(
     config.one_of(dtype, ("float16", "float32"), "dtype")
     if len(images.image) == 0:
         raise ValueError("expected at least one image, got none")
-    facts = {"images": len(images.image), "device": loop.device_name(), **store.provenance()}
+    facts = {"images": len(images.image), "device": loop.device_name(), **provenance.facts()}
     identity: dict[str, Any] = {"blocks": wanted, "dtype": dtype, "batch": BATCH}
-    identity |= {"code": store.identity(), "colours": str(parts.plan(net).colours)}
+    identity |= {"code": provenance.identity(), "colours": str(parts.plan(net).colours)}
     identity |= {"net": _digest(net), "pixels": store.checksum(images[["pixels"]])}
     outputs = partial(_outputs, extractor(net), images, wanted, dtype)
     stored.write_activations(Path(path), outputs, len(images.image), facts, identity)

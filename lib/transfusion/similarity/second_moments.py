@@ -19,7 +19,7 @@ import numpy as np
 import scipy
 import xarray as xr
 
-from transfusion import config, store
+from transfusion import config, provenance, store
 from transfusion.similarity.measures import INVARIANT, MEASURES, correlations, replicates
 from transfusion.similarity.sums import UNIT, Array, Kept, Sums, View
 
@@ -169,7 +169,7 @@ class SecondMoments:
             parts[f"images{i}"], parts[f"pilot{i}"] = (f"block{i}", sums.images), (f"p{i}", pilot)
             parts[f"eps{i}"] = sums.eps
         attrs = {"neurons": json.dumps(self.neurons), "options": json.dumps(self.options)}
-        attrs["code"] = store.identity()
+        attrs["code"] = provenance.identity()
         store.write_zarr(xr.Dataset(parts, attrs=attrs), Path(path))
 
     @classmethod
@@ -179,7 +179,7 @@ class SecondMoments:
         Raises FileNotFoundError, or store.Damaged if it is not whole, or not that.
         """
         kept = store.read_zarr(Path(path))
-        if own and kept.attrs.get("code") != store.identity():
+        if own and kept.attrs.get("code") != provenance.identity():
             raise store.Damaged(f"{path} is of other code")
         found = cls(json.loads(kept.attrs["neurons"]), **json.loads(kept.attrs["options"]))
         for i, sums in enumerate(found._sums.values()):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from transfusion import config, records, store
+from transfusion import config, provenance, records, store
 from transfusion.config import Spec
 from transfusion.experiments import plan
 from transfusion.experiments.tables import Labels
@@ -85,7 +85,7 @@ def _tables() -> str:
     """A digest of the code that makes collected results of records."""
     digest = hashlib.sha256()
     for name in ("experiments/tables.py", "statistics/metrics.py", "networks/gabors.py"):
-        digest.update((store.LIBRARY / name).read_bytes())
+        digest.update((provenance.LIBRARY / name).read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -13,7 +13,7 @@ import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 
-from transfusion import config, records, store
+from transfusion import config, provenance, records, store
 from transfusion.experiments import plan
 from transfusion.studies import grouping, kernel, params
 
@@ -83,7 +83,7 @@ def is_fresh(study: str, chapter: str) -> bool:
 
 
 def _source(chapter: str, parameters: dict) -> str:
-    told = json.dumps([parameters, store.code()], sort_keys=True)
+    told = json.dumps([parameters, provenance.code()], sort_keys=True)
     return hashlib.sha256(told.encode() + (BOOK / f"{chapter}.ipynb").read_bytes()).hexdigest()
 
 

@@ -14,7 +14,7 @@ import xarray as xr
 from safetensors.torch import load_file, save
 from torch import nn
 
-from transfusion import config, machine, store, terms
+from transfusion import config, machine, provenance, store, terms
 from transfusion.images import tasks
 from transfusion.networks import inits, models, parts, weights
 from transfusion.statistics import metrics
@@ -170,7 +170,7 @@ def _fit(
     progress = loop.resume(run, precision, net, adam)
     facts = {"device": loop.device_name(), "precision": precision, **task(images)}
     facts |= _source_reached(run.init)
-    if progress.begun != store.provenance()["commit"]:
+    if progress.begun != provenance.facts()["commit"]:
         facts["begun"] = progress.begun
     try:
         stepped = loop.train(run, precision, images, net, adam, progress, checkpoint_seconds, tell)

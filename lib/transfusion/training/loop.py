@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor, nn
 
-from transfusion import config, store
+from transfusion import config, provenance, store
 from transfusion.images import tasks
 from transfusion.networks import models
 from transfusion.statistics import metrics
@@ -61,7 +61,7 @@ class Progress:
     step: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
-    begun: str = field(default_factory=lambda: store.provenance()["commit"])
+    begun: str = field(default_factory=lambda: provenance.facts()["commit"])
 
 
 def device() -> torch.device:
@@ -369,7 +369,7 @@ def _save(
         return
     state = {"net": net.state_dict(), "adam": adam.state_dict(), "progress": vars(progress)}
     content = io.BytesIO()
-    torch.save(state | {"precision": precision, "code": store.identity()}, content)
+    torch.save(state | {"precision": precision, "code": provenance.identity()}, content)
     store.write_sealed(checkpoint(run), content.getvalue())
 
 
@@ -390,7 +390,7 @@ def resume(
     if state["precision"] != precision:
         log.warning("checkpoint %s is in %s: starting again", path, state["precision"])
         return Progress()
-    if state["code"] != store.identity() and not os.environ.get(RESUME_ANYWAY):
+    if state["code"] != provenance.identity() and not os.environ.get(RESUME_ANYWAY):
         log.warning("checkpoint %s is of other code: starting again (--resume-anyway)", path)
         return Progress()
     net.load_state_dict(state["net"])
